@@ -1,0 +1,595 @@
+"""The mechanics of training: flat networks, the iteration counter with exact resume, checkpoints and the log.
+
+Use:
+    import argparse, torch, loop
+    args = loop.add_flags(argparse.ArgumentParser()).parse_args(['--steps', '3', '--out', 'run', '--restart'])
+    device = loop.launch(args)
+    G = loop.Flat(torch.nn.Linear(2, 1), lr=.1)                  # one vector of weights, one of gradients, fused Adam
+    run = loop.Run('toy', args)
+    sums = loop.Sums(device, 'loss')
+    for step in run.iterations(dict(G=G), sums):                 # resumes, seeds, logs, saves; stops on SIGTERM
+        G.update(lambda: sums.add(loss=(G.net(torch.randn(8, 2)) ** 2).mean()))
+
+All-reduce over ranks, ticket mask, NaN guard, Adam and EMA are one call each on the flat vectors.  Randomness of step t is a
+function of (seed, stream, t) alone, so nothing but step, weights and moments needs saving:
+    theta_t = Adam(theta_{t-1}, mask * mean over ranks of the gradient),    ema_t = beta ema_{t-1} + (1 - beta) theta_t
+"""
+import argparse
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.utils import parametrize
+
+STOP = []                                    # signals received; read once per step, so that all ranks stop at the same one
+FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics', 'batch_gpu',
+        'device', 'check_data', 'strict', 'root', 'weights', 'mask', 'init_from'}    # may differ on resume (files: by their hash)
+
+
+def add_flags(parser):
+    """The flags of every training script that this file reads; returns the parser."""
+    a = parser.add_argument
+    a('--out', help='run directory (default: runs/MODEL-DATA-FRAC-HASH of the flags that change the result)')
+    a('--restart', action='store_true', help='empty the run directory instead of resuming')
+    a('--mask', metavar='TICKET', help='ticket.pt of find_ticket.py: start from its initial weights under its masks')
+    a('--init-from', metavar='CKPT', help='take the weights (nothing else) from this checkpoint')
+    a('--steps', type=int, default=50000, help='generator updates')
+    a('--batch', type=int, default=64, help='real images per D update, all ranks together')
+    a('--batch-gpu', type=int, help='micro-batch of one rank; gradients are accumulated (default: batch / ranks)')
+    a('--d-steps', type=int, default=5, help='D updates per G update')
+    a('--lr-g', type=float, default=2e-4, help='learning rate of G')
+    a('--lr-d', type=float, default=2e-4, help='learning rate of D')
+    a('--ema', type=float, default=.999, help='decay of the averaged generator, per G update')
+    a('--save-every', type=int, help='steps between checkpoints (default: after a minute, then every ten minutes)')
+    a('--sample-every', type=int, help='steps between sample grids (default: after a minute, then at doubling intervals)')
+    a('--eval-every', type=int, help='steps between scores (default: at the end)')
+    a('--eval-samples', type=int, default=10000, help='generated images per score')
+    a('--eval-repeats', type=int, default=3, help="sets of z per score (the paper's +- is over three)")
+    a('--log-every', type=int, default=50, help='steps between lines of log.jsonl')
+    a('--max-hours', type=float, help='save and exit with code 75 after this time')
+    a('--seed', type=int, default=0, help='initial weights, z, batches and augmentation')
+    a('--device', choices=['auto', 'cuda', 'cpu'], default='auto', help='where to train')
+    a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto', help='bf16 autocast; auto: where the hardware has it')
+    a('--graph', action=argparse.BooleanOptionalAction, default=False, help='CUDA graphs around zero, loss, backward')
+    a('--deterministic', action='store_true', help='deterministic kernels on CUDA, for exact resume there')
+    return parser
+
+
+def refuse(sentence):
+    """Exit code 2 with one sentence that names the flag, the value and the fix."""
+    if world()[0] == 0:
+        print(f'error: {sentence}', file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def check(args):
+    """Refuse what can be refused before data or models are touched."""
+    rank, ranks = world()
+    for flag in ('steps', 'batch', 'd_steps', 'log_every', 'eval_repeats'):
+        if getattr(args, flag) < 1:
+            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} is not positive: use 1 or more")
+    for flag in ('batch', 'g_batch'):
+        if getattr(args, flag, None) and getattr(args, flag) % ranks:
+            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} does not divide over {ranks} ranks: use a multiple of {ranks}")
+    if args.batch_gpu and (args.batch_gpu < 1 or args.batch // ranks % args.batch_gpu):
+        refuse(f'--batch-gpu {args.batch_gpu} does not divide the {args.batch // ranks} images of a rank: use a divisor of it')
+    if not 0 <= args.ema < 1:
+        refuse(f'--ema {args.ema} is not a decay: use 0 <= ema < 1')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
+    if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
+        refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
+    for flag in ('mask', 'init_from'):
+        if getattr(args, flag) and not os.path.isfile(getattr(args, flag)):
+            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)}: no such file")
+
+
+def world():
+    """rank, number of ranks, as torchrun says."""
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
+def has_bf16(device):
+    """True where bf16 has units of its own (tensor cores, AMX, AVX512-bf16): from hardware flags, never by timing."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if not os.path.exists('/proc/cpuinfo'):
+        return False
+    with open('/proc/cpuinfo') as f:
+        flags = f.read()
+    return 'amx_bf16' in flags or 'avx512_bf16' in flags
+
+
+def launch(args):
+    """Process group, signals, precision and determinism; sets args.precision; returns the device."""
+    rank, ranks = world()
+    cuda = args.device == 'cuda' or (args.device == 'auto' and torch.cuda.is_available())
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if cuda else torch.device('cpu')
+    if cuda:
+        torch.cuda.set_device(device)
+    if ranks > 1 and not dist.is_initialized():
+        dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
+    if args.precision == 'auto':
+        args.precision = 'bf16' if has_bf16(device) else 'fp32'
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False     # convolutions of training only
+    torch.backends.cudnn.benchmark = not args.deterministic
+    torch.use_deterministic_algorithms(args.deterministic)
+    if args.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    STOP.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: STOP.append(number))
+    return device
+
+
+def autocast(args, device):
+    """The context of --precision; its cast cache is off, because a CUDA graph must not remember casts."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16', cache_enabled=False)
+
+
+def rng(seed, stream, *step):
+    """The numpy generator of one stream at one step: the same numbers on every rank, device and after every resume."""
+    key = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], 'little')
+    return np.random.default_rng(np.random.SeedSequence([seed, key, *step]))
+
+
+def order(n, start, count, seed):
+    """Indices [count] into n images at positions start, start + 1, ... of an endless row of per-epoch permutations."""
+    positions = np.arange(start, start + count)
+    epochs = {e: rng(seed, 'epoch', e).permutation(n) for e in range(start // n, (start + count - 1) // n + 1)}
+    return np.array([epochs[p // n][p % n] for p in positions])
+
+
+def mine(x):
+    """This rank's slice of something drawn for the whole batch."""
+    rank, ranks = world()
+    share = len(x) // ranks
+    return x[rank * share:(rank + 1) * share]
+
+
+def parts(n, micro):
+    """Slices of n images in micro-batches."""
+    micro = micro or n
+    return [slice(i, i + micro) for i in range(0, n, micro)]
+
+
+class Flat:
+    """A network whose parameters are views of one vector w, and their gradients views of another, g.
+
+    net: on its device and in its memory format already (a later .to() or deepcopy would drop the views).
+    mask: {parameter name: bool tensor}; masked weights are zeroed here and stay exactly 0 (zero gradient, zero moments).
+    The gradient vector's tail holds the BN statistics, which ride in the same all-reduce.  Parameters require a gradient
+    only inside this network's own update, so a D step builds no graph through G and needs no detach."""
+
+    def __init__(self, net, lr=None, betas=(0., .9), eps=1e-8, mask=None, graph=False, share_sn=True):
+        self.net, self.mask, self.masked, self.graph, self.share_sn = net, None, mask or {}, graph, share_sn
+        self.graphs, self.calls, self.now = {}, {}, 0
+        self.layout = {}                                                           # name -> (shape, stride, offset)
+        size = 0
+        for name, p in net.named_parameters():
+            self.layout[name] = (p.shape, p.stride(), size)
+            size += -(-p.numel() // 64) * 64                                       # every tensor at a 256-byte boundary
+        norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        stats = [(m, name) for m in norms for name in ('running_mean', 'running_var') if getattr(m, name) is not None]
+        device = next(net.parameters()).device
+        self.w = torch.nn.Parameter(torch.zeros(size, device=device), requires_grad=False)
+        bucket = torch.zeros(size + 1 + sum(getattr(m, name).numel() for m, name in stats), device=device)
+        self.bucket, self.g, self.loss, self.tail = bucket, bucket[:size], bucket[size], bucket[size + 1:]
+        self.bad_at = torch.zeros((), dtype=torch.int64, device=device)            # step of the first non-finite gradient
+        for name, p in net.named_parameters():
+            view = self.view(self.w.data, name)
+            view.copy_(p.data)
+            p.data, p.grad = view, self.view(self.g, name)
+            p.requires_grad_(False)
+        at = 0
+        for m, name in stats:
+            old = getattr(m, name)
+            m._buffers[name] = self.tail[at:at + old.numel()].copy_(old).data         # .data: a version counter of its own
+            at += old.numel()
+        ours = {id(m._buffers[name]) for m, name in stats}
+        self.others = [b for b in net.buffers() if id(b) not in ours]              # spectral u, v: never averaged
+        if self.masked:
+            self.mask = torch.ones_like(self.g)
+            for name, keep in self.masked.items():
+                self.view(self.mask, name).copy_(keep)
+            self.w.data.mul_(self.mask)
+        self.adam = None
+        if lr is not None:
+            self.w.grad = self.g
+            self.adam = torch.optim.Adam([self.w], lr, betas, eps, fused=True)
+
+    def view(self, flat, name):
+        """The tensor called name inside a vector laid out like w."""
+        return flat.as_strided(*self.layout[name][:2], self.layout[name][2] + flat.storage_offset())
+
+    def update(self, f, parts=(slice(None),)):
+        """One Adam step on the mean over the micro-batches of f(part) -> loss; an f whose value carries no graph has run
+        its own backward. W / sigma(W) is computed once per update and shared by all passes (unless share_sn is False)."""
+        with self.training(), parametrize.cached() if self.share_sn else contextlib.nullcontext():
+            self.replay(f, parts) if self.graph else self.backward(f, parts)
+        if world()[1] > 1:
+            dist.all_reduce(self.bucket)
+            self.bucket /= world()[1]
+        if self.mask is not None:
+            self.g *= self.mask
+        self.bad_at += ~torch.isfinite(self.g.sum() + self.loss) * (self.bad_at == 0) * self.now
+        self.adam.found_inf = (self.bad_at > 0).float()                            # set once, it holds back every later step
+        self.adam.grad_scale = None
+        self.adam.step()
+
+    def backward(self, f, parts):
+        self.g *= self.bad_at > 0                   # zero; after a non-finite step it stays, to name the guilty tensor
+        self.loss.zero_()
+        for part in parts:
+            loss = f(part)
+            if loss.requires_grad:
+                loss.backward(retain_graph=len(parts) > 1)                         # the graph of W / sigma(W) is shared
+            self.loss += loss.detach()
+            del loss                                                               # frees the rest of the retained graph
+        if len(parts) > 1:
+            self.g /= len(parts)
+
+    def replay(self, f, parts):
+        """backward(f, parts) as a CUDA graph: three real updates on a side stream, then record once and replay."""
+        self.calls[f] = self.calls.get(f, 0) + 1
+        if self.calls[f] <= 3:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.backward(f, parts)
+            torch.cuda.current_stream().wait_stream(stream)
+            return
+        if f not in self.graphs:
+            self.graphs[f] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[f]):
+                self.backward(f, parts)
+        self.graphs[f].replay()
+
+    @contextlib.contextmanager
+    def training(self):
+        parameters = list(self.net.parameters())
+        for p in parameters:
+            p.requires_grad_(True)
+        yield
+        for p in parameters:
+            p.requires_grad_(False)
+
+    def track(self, other, beta):
+        """self = beta * self + (1 - beta) * other, for weights and BN statistics; other buffers are copied."""
+        self.w.lerp_(other.w, 1 - beta)
+        self.tail.lerp_(other.tail, 1 - beta)
+        torch._foreach_copy_(self.others, other.others)
+
+    def guilty(self):
+        """(step, tensor name) of the first non-finite gradient, or None. Waits for the device."""
+        step = int(self.bad_at)
+        if step:
+            return step, next((n for n in self.layout if not torch.isfinite(self.view(self.g, n)).all()), 'the loss')
+
+    def moments(self):
+        """Adam's state by parameter name: {step, m: {name: tensor}, v: {name: tensor}}."""
+        s = self.adam.state.get(self.w, {})
+        pick = lambda key: {n: self.view(s[key], n) for n in self.layout} if s else {}
+        return {'step': int(s['step']) if s else 0, 'm': pick('exp_avg'), 'v': pick('exp_avg_sq')}
+
+    def load_moments(self, saved):
+        if not saved['step']:
+            return
+        state = {'step': torch.tensor(float(saved['step']), device=self.w.device),
+                 'exp_avg': torch.zeros_like(self.w.data), 'exp_avg_sq': torch.zeros_like(self.w.data)}
+        for key, short in (('exp_avg', 'm'), ('exp_avg_sq', 'v')):
+            for name, value in saved[short].items():
+                self.view(state[key], name).copy_(value)
+        self.adam.state[self.w] = state
+
+
+class Sums:
+    """Running means of named scalars in one device tensor, read once per log line."""
+
+    def __init__(self, device, *names):
+        self.at = {name: i for i, name in enumerate(names)}
+        self.total = torch.zeros(len(names), 2, device=device)                     # sum, count
+
+    def add(self, **values):
+        """Add scalars (or their means); returns the first one, so that a loss can be passed on."""
+        for name, value in values.items():
+            v = value.detach().float().mean()
+            self.total[self.at[name]] += torch.stack((v, torch.ones_like(v)))
+        return next(iter(values.values()))
+
+    def means(self):
+        """{name: mean over steps and ranks} of what was added since the last call."""
+        total = self.total.double()
+        if world()[1] > 1:
+            dist.all_reduce(total)
+        self.total.zero_()
+        return {name: s / n for (s, n), name in zip(total.tolist(), self.at) if n}
+
+
+@torch.no_grad()
+def accuracies(D, **images):
+    """{D_train, acc_train, ...}: mean logit and share judged rightly (gen: as fake, others: as real), in eval mode."""
+    D.eval()
+    values = {}
+    for name, x in images.items():
+        if len(x):
+            logits = D(x)
+            values |= {f'D_{name}': logits.mean().item(), f'acc_{name}': ((logits > 0) != (name == 'gen')).float().mean().item()}
+    D.train()
+    return values
+
+
+def settle(net, batches):
+    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches."""
+    net = copy.deepcopy(net).train()
+    for m in net.modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+            m.reset_running_stats()
+            m.momentum = None                                                      # cumulative, not exponential
+    with torch.no_grad():
+        for batch in batches:
+            net(*batch)
+    return net.eval()
+
+
+def to_cpu(x):
+    """A copy of nested dicts of tensors with storages of their own, so that a file holds nothing else."""
+    if isinstance(x, dict):
+        return {k: to_cpu(v) for k, v in x.items()}
+    return x.detach().cpu().clone(memory_format=torch.contiguous_format) if torch.is_tensor(x) else x
+
+
+def write(path, save):
+    """Write a file beside its place and rename it: save(tmp) either completes or leaves the old file."""
+    save(f'{path}.tmp')
+    os.replace(f'{path}.tmp', path)
+
+
+def write_json(path, value):
+    def save(tmp):
+        with open(tmp, 'w') as f:
+            json.dump(value, f, indent=1)
+    write(path, save)
+
+
+def digest(x):
+    """Hash of nested dicts of tensors, numbers and strings."""
+    h = hashlib.sha256()
+
+    def feed(x):
+        if isinstance(x, dict):
+            for k in sorted(x):
+                h.update(str(k).encode()), feed(x[k])
+        else:
+            h.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if torch.is_tensor(x) and x.numel()
+                     else repr(x).encode())
+    feed(x)
+    return h.hexdigest()[:16]
+
+
+def load(path):
+    """A checkpoint or ticket: tensors and plain values only, nothing in it is executed."""
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def versions(device):
+    """What args.json records beside the flags."""
+    git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
+    return {'python': sys.version.split()[0], 'torch': torch.__version__, 'numpy': np.__version__, 'device': name,
+            'threads': torch.get_num_threads(), 'ranks': world()[1], 'git': git.stdout.strip() or None}
+
+
+def compare(out, identity):
+    """Refuse a directory whose args.json has another identity, naming each flag with its old and new value."""
+    if not os.path.exists(f'{out}/args.json'):
+        return
+    with open(f'{out}/args.json') as f:
+        old = json.load(f)['identity']
+    new = json.loads(json.dumps(identity))
+    changed = [f"--{k.replace('_', '-')} was {old.get(k)!r}, is {new.get(k)!r}"
+               for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    if changed:
+        refuse(f"--out {out} holds a run with other settings ({'; '.join(changed)}): give --restart or another --out")
+
+
+class Run:
+    """A run directory: args.json, log.jsonl, metrics.jsonl, samples/, last.pt, best.pt; and the iteration counter.
+
+    model: name of the script's model. facts: hashes that must be the same when the run is resumed (data, mask, ...).
+    A run whose flags or facts differ from args.json is refused (exit 2) unless only FREE flags changed."""
+
+    def __init__(self, model, args, **facts):
+        device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+        self.args, self.flags = args, {k: v for k, v in vars(args).items() if k not in FREE}
+        identity = {**self.flags, **facts, 'model': model}
+        tag = os.path.basename(str(getattr(args, 'data', '')).rstrip('/')) or 'data'
+        self.out = args.out or f"runs/{model}-{tag}-{getattr(args, 'frac', 1)}-{digest(identity)[:8]}"
+        self.rank, self.ranks, self.step, self.device = *world(), 0, device
+        self.best, self.notes, self.start, self.last_save, self.next_sample = None, {}, time.time(), time.time(), 60.
+        if args.restart and self.rank == 0:
+            self.clear()
+        if self.ranks > 1:
+            dist.barrier()
+        compare(self.out, identity)
+        if self.rank == 0:
+            os.makedirs(f'{self.out}/samples', exist_ok=True)
+            write_json(f'{self.out}/args.json', {'command': shlex.join(sys.argv), 'identity': identity, 'args': vars(args),
+                                                 'versions': versions(device)})
+        self.say(f"{self.out}: {json.dumps(vars(args))}")
+
+    def path(self, name):
+        return f'{self.out}/{name}'
+
+    def say(self, line):
+        if self.rank == 0:
+            print(line, flush=True)
+
+    def clear(self):
+        """Remove what a run writes, and nothing else that lies in its directory."""
+        for name in ('args.json', 'subset.json', 'log.jsonl', 'metrics.jsonl', 'reals.png', 'last.pt', 'best.pt'):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path(name))
+        if os.path.isdir(self.path('samples')):
+            for name in os.listdir(self.path('samples')):
+                os.remove(self.path(f'samples/{name}'))
+
+    def saved(self):
+        """The checkpoint to resume from, or None."""
+        return load(self.path('last.pt')) if os.path.exists(self.path('last.pt')) else None
+
+    def restore(self, nets, sums):
+        """Networks, moments, sums and step from last.pt; cuts both .jsonl back to that step. Returns the extra state."""
+        saved = self.saved()
+        if saved is None:
+            self.cut_back(-1)
+            return {}
+        for name, net in nets.items():
+            net.net.load_state_dict(saved[name])
+            if net.adam:
+                net.load_moments(saved['opt'][name])
+        sums.total.copy_(saved['state']['sums'])
+        self.step, self.best, ranks = saved['step'], saved['state']['best'], saved['state']['ranks']
+        self.cut_back(self.step)
+        self.say(f'resumed at step {self.step}: weights, EMA, moments, position in the data' +
+                 ('' if ranks == self.ranks else f'; not bit for bit: {ranks} ranks before, {self.ranks} now'))
+        return saved['state']
+
+    def cut_back(self, step):
+        """Drop the lines of log.jsonl and metrics.jsonl that were written after the checkpoint."""
+        for name in ('log.jsonl', 'metrics.jsonl'):
+            if self.rank == 0 and os.path.exists(self.path(name)):
+                with open(self.path(name)) as f:
+                    kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= step]
+
+                def save(tmp, kept=kept):
+                    with open(tmp, 'w') as f:
+                        f.writelines(kept)
+                write(self.path(name), save)
+
+    def append(self, name, record):
+        if self.rank == 0:
+            with open(self.path(name), 'a') as f:
+                f.write(json.dumps(record) + '\n')
+
+    def agree(self):
+        """What falls due now, the same on every rank: a signal's number, time over, a timed sample grid or save."""
+        a, t = self.args, time.time()
+        wish = [max(STOP, default=0), bool(a.max_hours) and t - self.start > 3600 * a.max_hours,
+                t - self.start > self.next_sample, t - self.last_save > (60 if self.last_save == self.start else 600)]
+        wish = torch.tensor([int(w) for w in wish])
+        if self.ranks > 1:
+            dist.all_reduce(wish, dist.ReduceOp.MAX)
+        self.signal, self.over, sample, save = wish.tolist()
+        if sample:
+            self.next_sample = 2 * (t - self.start)
+        self.timed = {'sample': sample, 'save': save}
+
+    def due(self, what):
+        """Whether the log line, sample grid, evaluation or checkpoint falls on this step."""
+        every = getattr(self.args, f'{what}_every', None)
+        if self.step == self.args.steps:
+            return True
+        return self.step % every == 0 if every else bool(self.timed.get(what))
+
+    def iterations(self, nets, sums, extra=lambda: {}):
+        """Yield the numbers of the G updates still to do, from 1; seeds each, then logs and saves when due.
+
+        nets: {name: Flat}; extra() -> {name: tensor or value} rides in the checkpoint's state (see restore).
+        Exits 3 on a non-finite gradient, 130 / 143 on SIGINT / SIGTERM, 75 after --max-hours, each time resumable."""
+        first, t0 = self.step, time.time()
+        while self.step < self.args.steps:
+            self.agree()
+            if self.signal or self.over:
+                self.stop(nets, sums, extra)
+            self.step += 1
+            for net in nets.values():
+                net.now = self.step
+            torch.manual_seed(int(rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)))
+            yield self.step
+            if self.due('log'):
+                self.guard(nets)
+                self.log(sums, (self.step - first) / (time.time() - t0))
+            if self.due('save'):
+                self.save(nets, sums, extra)
+
+    def stop(self, nets, sums, extra):
+        """Save, say how to go on, leave with the exit code of the reason."""
+        self.save(nets, sums, extra)
+        code = 128 + self.signal if self.signal else 75
+        self.say(f"stopped at step {self.step} and saved; the same command resumes: {shlex.join(sys.argv)}")
+        raise SystemExit(code)
+
+    def guard(self, nets):
+        """Exit 3 at the first non-finite gradient; nothing was updated or saved since."""
+        for name, net in nets.items():
+            if guilty := net.guilty():
+                self.say(f'error: step {guilty[0]}: the gradient of {guilty[1]} in {name} is not finite; '
+                         f"{self.path('last.pt')} is the last good checkpoint")
+                raise SystemExit(3)
+
+    def log(self, sums, rate):
+        """One line of log.jsonl and of the terminal: means since the last line, images/s, peak memory, ETA."""
+        a = self.args
+        values = {k: float(f'{v:.6g}') for k, v in {**sums.means(), **self.notes}.items()}
+        self.notes = {}
+        speed = {'images_per_s': round(rate * a.batch * a.d_steps, 1), 'peak_mb': peak_memory(self.device)}
+        self.append('log.jsonl', {'step': self.step, 'kimg': self.step * a.batch * a.d_steps / 1000, **values, **speed,
+                                  'time': round(time.time() - self.start, 1)})
+        left = (a.steps - self.step) / rate
+        line = f"step {self.step}/{a.steps}  " + '  '.join(f'{k} {v:.3g}' for k, v in values.items())
+        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  ETA {left / 3600:.0f}:{left / 60 % 60:02.0f}:{left % 60:02.0f}"
+        if self.rank == 0:
+            print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
+
+    def save(self, nets, sums, extra, name='last.pt'):
+        """last.pt: everything the next step depends on, and `done`."""
+        self.guard(nets)
+        self.last_save = time.time()
+        if self.rank:
+            return
+        state = {**to_cpu(extra()), 'sums': to_cpu(sums.total), 'best': self.best, 'ranks': self.ranks}
+        checkpoint = {'args': vars(self.args), 'step': self.step, 'done': self.step >= self.args.steps, 'state': state,
+                      **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
+                      'masks': {name: to_cpu(net.masked) for name, net in nets.items() if net.adam},
+                      'opt': {name: to_cpu(net.moments()) for name, net in nets.items() if net.adam}}
+        write(self.path(name), lambda tmp: torch.save(checkpoint, tmp))
+
+    def score(self, scores, name, protocol, net, masks):
+        """Record repeated evaluations (metrics.evaluate) in metrics.jsonl: mean and spread over sets of z.
+
+        The best checkpoint by `choose` (one half of the reference) is kept in best.pt, to be reported on the other half."""
+        record = {'step': self.step, 'score': name}
+        for part in scores[0].get(name, {}):
+            values = [s[name][part] for s in scores]
+            record[part], record[f'{part}_std'] = float(np.mean(values)), float(np.std(values))
+        if 'is' in scores[0]:
+            record['is'], record['is_std'] = np.mean([s['is'] for s in scores], 0).tolist()
+        record['protocol'] = protocol
+        self.append('metrics.jsonl', record)
+        words = [f"{name} {record[p]:.2f} +- {record[f'{p}_std']:.2f} ({p})" for p in scores[0].get(name, {})]
+        words += [f"IS {record['is']:.2f} +- {record['is_std']:.2f}"] if 'is' in record else []
+        self.say(f"step {self.step}: {'  '.join(words)}  {json.dumps(protocol)}")
+        if 'choose' in record and (self.best is None or record['choose'] < self.best['choose']):
+            self.best = record
+            best = {'args': vars(self.args), 'step': self.step, 'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks), 'score': record}
+            if self.rank == 0:
+                write(self.path('best.pt'), lambda tmp: torch.save(best, tmp))
+
+
+def peak_memory(device):
+    """Peak memory so far, MB: allocated on the GPU, or resident in this process."""
+    if device.type == 'cuda':
+        return round(torch.cuda.max_memory_allocated(device) / 2 ** 20)
+    import resource
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10))
