@@ -61,9 +61,9 @@ def translation(x, g):
     def shift(size):
         s, at = int(size / 8 + .5), torch.arange(size, device=x.device)
         source = at + integers(len(x), -s, s, x, g)                                # [N, size]: row i comes from source[i]
-        return (source[:, :, None] == at).float()[:, None]                         # [N, 1, size, size]
+        return (source[:, :, None] == at)[:, None]                                 # [N, 1, size, size]
     rows, columns = shift(x.shape[2]), shift(x.shape[3]).transpose(2, 3)
-    return lambda x: rows @ x @ columns
+    return lambda x: rows.to(x.dtype) @ x @ columns.to(x.dtype)
 
 
 def cutout(x, g):
@@ -72,7 +72,7 @@ def cutout(x, g):
         c, at = int(size / 2 + .5), torch.arange(size, device=x.device)
         first = integers(len(x), 0, size - c % 2, x, g) - c // 2                   # [N, 1], may lie outside
         return (at >= first) & (at < first + c)                                    # [N, size]
-    keep = 1 - (inside(x.shape[2])[:, None, :, None] & inside(x.shape[3])[:, None, None, :]).float()
+    keep = ~(inside(x.shape[2])[:, None, :, None] & inside(x.shape[3])[:, None, None, :])     # [N, 1, H, W]
     return lambda x: x * keep
 
 
@@ -96,7 +96,7 @@ def draw(policy, x, generator=None):
 
     def T(x):
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = x if x.dtype == torch.float64 else x.float()
             for part in parts:
                 x = part(x)
         return x

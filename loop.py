@@ -126,7 +126,6 @@ def launch(args):
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    STOP.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: STOP.append(number))
     return device
@@ -135,6 +134,20 @@ def launch(args):
 def autocast(args, device):
     """The context of --precision; its cast cache is off, because a CUDA graph must not remember casts."""
     return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16', cache_enabled=False)
+
+
+def barrier():
+    """Wait for the other ranks."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def same(value):
+    """Whether a value is equal on all ranks."""
+    values = [value] * world()[1]
+    if world()[1] > 1:
+        dist.all_gather_object(values, value)
+    return len(set(values)) == 1
 
 
 def rng(seed, stream, *step):
@@ -155,6 +168,11 @@ def mine(x):
     rank, ranks = world()
     share = len(x) // ranks
     return x[rank * share:(rank + 1) * share]
+
+
+def latents(seeds, dim, device):
+    """z ~ N(0, 1) [n, dim], one row per seed: the same on every machine; samples and generate.py show these."""
+    return torch.from_numpy(np.stack([rng(s, 'z').standard_normal(dim, 'float32') for s in seeds])).to(device)
 
 
 def parts(n, micro):
@@ -342,6 +360,11 @@ def settle(net, batches):
     return net.eval()
 
 
+def settling(dim, device, batches=64):
+    """The z [64, dim] that settle uses: seeds that no sample has."""
+    return (latents(range(10 ** 9 + 64 * i, 10 ** 9 + 64 * i + 64), dim, device) for i in range(batches))
+
+
 def to_cpu(x):
     """A copy of nested dicts of tensors with storages of their own, so that a file holds nothing else."""
     if isinstance(x, dict):
@@ -411,7 +434,7 @@ class Run:
 
     def __init__(self, model, args, **facts):
         device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
-        self.args, self.flags = args, {k: v for k, v in vars(args).items() if k not in FREE}
+        self.model, self.args, self.flags = model, args, {k: v for k, v in vars(args).items() if k not in FREE}
         identity = {**self.flags, **facts, 'model': model}
         tag = os.path.basename(str(getattr(args, 'data', '')).rstrip('/')) or 'data'
         self.out = args.out or f"runs/{model}-{tag}-{getattr(args, 'frac', 1)}-{digest(identity)[:8]}"
@@ -419,8 +442,7 @@ class Run:
         self.best, self.notes, self.start, self.last_save, self.next_sample = None, {}, time.time(), time.time(), 60.
         if args.restart and self.rank == 0:
             self.clear()
-        if self.ranks > 1:
-            dist.barrier()
+        barrier()
         compare(self.out, identity)
         if self.rank == 0:
             os.makedirs(f'{self.out}/samples', exist_ok=True)
@@ -528,6 +550,7 @@ class Run:
         self.save(nets, sums, extra)
         code = 128 + self.signal if self.signal else 75
         self.say(f"stopped at step {self.step} and saved; the same command resumes: {shlex.join(sys.argv)}")
+        STOP.clear()
         raise SystemExit(code)
 
     def guard(self, nets):
@@ -546,9 +569,9 @@ class Run:
         speed = {'images_per_s': round(rate * a.batch * a.d_steps, 1), 'peak_mb': peak_memory(self.device)}
         self.append('log.jsonl', {'step': self.step, 'kimg': self.step * a.batch * a.d_steps / 1000, **values, **speed,
                                   'time': round(time.time() - self.start, 1)})
-        left = (a.steps - self.step) / rate
+        left = int((a.steps - self.step) / rate)
         line = f"step {self.step}/{a.steps}  " + '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  ETA {left / 3600:.0f}:{left / 60 % 60:02.0f}:{left % 60:02.0f}"
+        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         if self.rank == 0:
             print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
 
@@ -559,7 +582,7 @@ class Run:
         if self.rank:
             return
         state = {**to_cpu(extra()), 'sums': to_cpu(sums.total), 'best': self.best, 'ranks': self.ranks}
-        checkpoint = {'args': vars(self.args), 'step': self.step, 'done': self.step >= self.args.steps, 'state': state,
+        checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': self.step >= self.args.steps, 'state': state,
                       **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
                       'masks': {name: to_cpu(net.masked) for name, net in nets.items() if net.adam},
                       'opt': {name: to_cpu(net.moments()) for name, net in nets.items() if net.adam}}
@@ -582,7 +605,7 @@ class Run:
         self.say(f"step {self.step}: {'  '.join(words)}  {json.dumps(protocol)}")
         if 'choose' in record and (self.best is None or record['choose'] < self.best['choose']):
             self.best = record
-            best = {'args': vars(self.args), 'step': self.step, 'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks), 'score': record}
+            best = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks), 'score': record}
             if self.rank == 0:
                 write(self.path('best.pt'), lambda tmp: torch.save(best, tmp))
 

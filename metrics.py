@@ -44,12 +44,11 @@ Reference = namedtuple('Reference', 'n mu sigma root protocol')     # root: fact
 
 def factor(sigma):
     """R [D, rank] with sigma = R R^T, for sigma [D, D] float64 symmetric and non-negative, of any rank."""
-    noise = len(sigma) * torch.finfo(sigma.dtype).eps
     R, failed = torch.linalg.cholesky_ex(sigma)
-    if not failed and R.diagonal().min() ** 2 > noise * sigma.diagonal().max():
+    if not failed:
         return R                                                    # [D, D]
-    w, V = torch.linalg.eigh(sigma)                 # fewer samples than dimensions: Cholesky would factor round-off
-    keep = w > noise * w[-1]
+    w, V = torch.linalg.eigh(sigma)                                 # fewer samples than dimensions
+    keep = w > len(w) * torch.finfo(w.dtype).eps * w[-1]            # below is round-off, whose root is not small
     return V[:, keep] * w[keep].sqrt()                              # [D, rank]
 
 

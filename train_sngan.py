@@ -142,16 +142,11 @@ def perturb(h, objective, args):
     return advaug.pgd(h, objective, args.adv_pgd, args.adv_step, args.adv_eps)
 
 
-def latents(seeds, dim, device):
-    """z [n, dim]: one row per seed, the same on every machine; seed s is also what generate.py --seeds shows."""
-    return torch.stack([torch.from_numpy(loop.rng(s, 'z').standard_normal(dim, 'float32')) for s in seeds]).to(device)
-
-
 def note(run, data, args):
     """Write reals.png and subset.json, print what the data are and whether a ticket was found on others."""
     for line in data.report:
         run.say(line)
-    if args.mask and (found := loop.load(args.mask)['data']) != data.fingerprint:
+    if args.mask and (found := loop.load(args.mask)['data']) not in (None, data.fingerprint):
         run.say(f'--mask {args.mask} was found on other images ({found}) than these ({data.fingerprint}): the paper uses the same')
     if run.rank == 0:
         images.save_grid(run.path('reals.png'), data.images[:64])
@@ -159,15 +154,15 @@ def note(run, data, args):
 
 
 def settled(E, device, batches):
-    """The averaged generator with BN statistics from its own z: 64 images a batch, seeds that no sample uses."""
-    return loop.settle(E.net, ((latents(range(10 ** 9 + 64 * i, 10 ** 9 + 64 * i + 64), E.net.z_dim, device),) for i in range(batches)))
+    """A copy of the averaged generator with BN statistics of its own z."""
+    return loop.settle(E.net, ((z,) for z in loop.settling(E.net.z_dim, device, batches)))
 
 
 @torch.no_grad()
 def grid(run, E, device):
     """samples/STEP.png: seeds 0-63, uncurated."""
     if run.rank == 0:
-        x = settled(E, device, 8)(latents(range(64), E.net.z_dim, device))
+        x = settled(E, device, 8)(loop.latents(range(64), E.net.z_dim, device))
         images.save_grid(run.path(f'samples/{run.step:06d}.png'), metrics.to_uint8(x))
 
 
@@ -185,7 +180,7 @@ def evaluate(run, E, args, data, masks, extractor, names, refs):
     net, device = settled(E, run.device, 64), run.device
 
     def sample(first):
-        return lambda a, b: metrics.to_uint8(net(latents(range(first + a, first + b), net.z_dim, device)))
+        return lambda a, b: metrics.to_uint8(net(loop.latents(range(first + a, first + b), net.z_dim, device)))
     scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names) for r in range(args.eval_repeats)]
     protocol = {**scores[0]['protocol'], 'ref': data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats, 'seed': args.seed,
                 'sparsity': {name: round(prune.sparsity(m), 4) for name, m in masks.items()},

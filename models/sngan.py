@@ -170,5 +170,7 @@ def initialise(net):
         if isinstance(module, nn.Conv2d):
             weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
             nn.init.xavier_uniform_(weight)
+            if weight.device.type != 'meta':
+                module.weight                                  # a first power iteration, for eval mode before any training
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1., .02)

@@ -144,6 +144,15 @@ def test_frechet_must_be_exact_for_few_references_of_full_width():
     assert metrics.frechet(mu1, s1, mu2, s2, root) == pytest.approx(expected, rel=1e-9)
 
 
+def test_factor_must_hold_at_the_edge_of_full_rank():
+    for seed in range(12):                              # Cholesky succeeds on some of the singular ones, by round-off
+        for n in (10, 23, 24, 25, 200):
+            mu, sigma = map(torch.from_numpy, moments(gaussian(n, 24, seed)))
+            root = metrics.factor(sigma)
+            assert torch.allclose(root @ root.T, sigma, rtol=0, atol=1e-14)
+            assert abs(metrics.frechet(mu, sigma, mu, sigma, root)) < 1e-7
+
+
 def test_known_rank_must_remove_the_round_off_of_few_samples():
     x, y = gaussian(2000, 400, 0), gaussian(30, 400, 1)
     args = (*moments(x), *moments(y))
@@ -174,7 +183,7 @@ def test_streamed_moments_must_equal_two_passes():
 # Inception Score
 
 def test_inception_score_must_be_the_number_of_perfect_classes():
-    logits = torch.eye(10).repeat(1000, 1) * 2000       # so certain that probabilities underflow
+    logits = torch.eye(10, 12).repeat(1000, 1) * 2000       # so certain that probabilities underflow, two classes never
     mean, std = metrics.inception_score(logits, splits=1)
     assert mean == pytest.approx(10, rel=1e-9) and std == 0
     assert metrics.inception_score(logits)[0] == pytest.approx(10, rel=0.01)
@@ -436,8 +445,8 @@ dist.destroy_process_group()
 def test_two_ranks_must_score_as_one():
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
-    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1',
-           'PYTHONPATH': os.pathsep.join(map(str, (SOURCE.parent, Path(__file__).parent)))}
+    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
+           'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(map(str, (SOURCE.parent, Path(__file__).parent)))}
     workers = [subprocess.Popen([sys.executable, '-c', WORKER], env={**env, 'RANK': str(rank)}, text=True,
                                 stdout=subprocess.PIPE) for rank in (0, 1)]
     outputs = [json.loads(worker.communicate(timeout=100)[0].splitlines()[-1]) for worker in workers]

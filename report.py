@@ -1,0 +1,193 @@
+"""runs/ -> report.md: one table of all runs by their protocol, curves, and the sample grids side by side.
+
+Use:
+    python report.py runs                              # writes runs/report/report.md and its PNGs
+    python report.py runs/demo --out page
+Reads args.json, log.jsonl, metrics.jsonl and samples/ of every run below the folder, nothing else.
+
+Scores are the mean over sets of z of one checkpoint, +- their standard deviation; `=` marks a difference from the dense row
+that is within the sum of the two spreads.  `best` was chosen on one half of the reference and is reported on the other.
+"""
+import argparse
+import glob
+import json
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import loop
+
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999']     # Okabe and Ito, for all eyes
+STYLES = ['-', '--', ':', '-.']
+
+
+def get_args(argv=None):
+    """The flags; exits 2 when there is nothing to report."""
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('runs', nargs='?', default='runs', help='folder below which the runs lie')
+    p.add_argument('--out', help='folder of the report (default: RUNS/report)')
+    args = p.parse_args(argv)
+    args.out = args.out or os.path.join(args.runs, 'report')
+    return args
+
+
+def lines(path):
+    """The records of a .jsonl file, [] if it is not there."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.endswith('\n')]
+
+
+def collect(folder):
+    """Every run below a folder: {path, flags, log, scores, label, sparsity}, dense ones first."""
+    runs = []
+    for path in sorted(glob.glob(f'{folder}/**/args.json', recursive=True)):
+        directory = os.path.dirname(path)
+        log, scores = lines(f'{directory}/log.jsonl'), lines(f'{directory}/metrics.jsonl')
+        if not log:
+            continue
+        with open(path) as f:
+            flags = json.load(f)['args']
+        sparsity = {n: round(log[-1].get(f'sparsity_{n}', 0.), 4) for n in 'GD'}
+        runs.append({'path': directory, 'flags': flags, 'log': log, 'scores': scores, 'sparsity': sparsity,
+                     'label': label(flags, sparsity), 'finished': log[-1]['step'] >= flags['steps']})
+    return sorted(runs, key=lambda r: (r['flags']['data'], r['sparsity']['G'], r['flags']['aug'], r['flags']['advaug']))
+
+
+def label(flags, sparsity):
+    """What a run trained: 'ticket 36.00 % + DiffAug + AdvAug'."""
+    pruned = max(sparsity.values())
+    words = [f'ticket {pruned:.2%}' if pruned else 'dense']
+    words += ['DiffAug'] if flags['aug'] == 'diffaug' else []
+    words += [f"{'noise' if flags['adv_noise'] else 'AdvAug'}{'' if flags['advaug'] == 'gd' else ' ' + flags['advaug'].upper()}"] \
+        if flags['advaug'] != 'none' else []
+    return ' + '.join(words)
+
+
+def protocol(run):
+    """What must be equal for two scores to be compared: the recorded protocol without the run's own sparsity."""
+    if not run['scores']:
+        return None
+    p = {k: v for k, v in run['scores'][-1]['protocol'].items() if k not in ('sparsity', 'seed')}
+    return json.dumps(p, sort_keys=True)
+
+
+def change(run, dense):
+    """'-12.3' against the dense row of the same protocol and length, '=' within the sum of the spreads, '' without one."""
+    if not dense or run is dense or run['flags']['steps'] != dense['flags']['steps']:
+        return ''
+    new, old = run['scores'][-1], dense['scores'][-1]
+    difference = new['all'] - old['all']
+    return '=' if abs(difference) <= new['all_std'] + old['all_std'] else f'{difference:+.1f}'
+
+
+def table(runs):
+    """Markdown lines: one table per protocol, the protocol above it, unfinished runs named."""
+    out = []
+    for key in dict.fromkeys(protocol(r) for r in runs if r['scores']):
+        rows = [r for r in runs if protocol(r) == key]
+        dense = next((r for r in rows if r['label'] == 'dense'), None)
+        name, p = rows[0]['scores'][-1]['score'], json.loads(key)
+        n = p['n_ref']
+        out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, against {p['ref']} "
+                f"(last: all {n['all']}, best: chosen on {n['choose']}, reported on the other {n['report']}); {p['features']}, "
+                f"resize {p['resize']}, weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}.", '',
+                f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) | IS |',
+                '|---|---|---|---|---|---|---|']
+        for r in rows:
+            last, best = r['scores'][-1], min(r['scores'], key=lambda s: s['choose'])
+            out.append(f"| {r['label']}{'' if r['finished'] else ' (unfinished)'} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
+                       f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
+                       f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) "
+                       f"| {'%.2f ± %.2f' % (last['is'], last['is_std']) if 'is' in last else '–'} |")
+        out += ['', "± is the spread over sets of z of one training, not over trainings; '=' is a difference within the sum of two "
+                "spreads. One seed each.", '']
+    missing = [r['path'] for r in runs if not r['scores']]
+    return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
+
+
+def curves(runs, out):
+    """score.png and accuracy.png: the score, and D's accuracies on training, held-out and generated images, over steps."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    style = lambda i: dict(color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)])
+    figures = []
+    scored = [r for r in runs if len(r['scores']) > 1]
+    if scored:
+        fig, ax = plt.subplots(figsize=(7, 4))
+        for i, r in enumerate(scored):
+            ax.errorbar([s['step'] for s in r['scores']], [s['all'] for s in r['scores']], [s['all_std'] for s in r['scores']],
+                        label=r['label'], marker='o', capsize=3, **style(i))
+        ax.set(xlabel='G updates', ylabel=scored[0]['scores'][0]['score'], yscale='log')
+        ax.legend(fontsize=8)
+        figures.append(('score.png', fig, f"{scored[0]['scores'][0]['score']} over training; protocol as in the table."))
+    columns = [('acc_train', 'training images'), ('acc_held', 'held-out images'), ('acc_gen', 'generated images')]
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    for ax, (key, title) in zip(axes, columns):
+        for i, r in enumerate(runs):
+            at = [(line['step'], line[key]) for line in r['log'] if key in line]
+            if at:
+                ax.plot(*zip(*at), label=r['label'], linewidth=1.2, **style(i))
+        ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
+    axes[0].set_ylabel("D's accuracy")
+    axes[2].legend(fontsize=7)
+    figures.append(('accuracy.png', fig, "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2)."))
+    for name, fig, _ in figures:
+        fig.tight_layout()
+        loop.write(f'{out}/{name}', lambda tmp, fig=fig: fig.savefig(tmp, dpi=120, format='png'))
+        plt.close(fig)
+    return [(name, caption) for name, _, caption in figures]
+
+
+def grids(runs, out):
+    """grids.png: reals and the last samples (seeds 0-31, uncurated) of every run, labelled."""
+    panels = [('training images', f"{runs[0]['path']}/reals.png")]
+    panels += [(r['label'], g[-1]) for r in runs if (g := sorted(glob.glob(f"{r['path']}/samples/*.png")))]
+    sheets = []
+    for text, path in panels:
+        with Image.open(path) as im:
+            im = im.convert('RGB')
+        im = im.crop((0, 0, im.width, im.height // 2)) if im.height == im.width else im           # 4 of 8 rows
+        sheet = Image.new('RGB', (im.width, im.height + 14), 'white')
+        ImageDraw.Draw(sheet).text((2, 1), text, fill='black')
+        sheet.paste(im, (0, 14))
+        sheets.append(np.asarray(sheet))
+    columns = 3
+    h, w = max(s.shape[0] for s in sheets), max(s.shape[1] for s in sheets)
+    page = np.full((-(-len(sheets) // columns) * (h + 6), columns * (w + 6), 3), 255, np.uint8)
+    for i, s in enumerate(sheets):
+        y, x = i // columns * (h + 6), i % columns * (w + 6)
+        page[y:y + s.shape[0], x:x + s.shape[1]] = s
+    loop.write(f'{out}/grids.png', lambda tmp: Image.fromarray(page).save(tmp, 'PNG'))
+    return [('grids.png', 'Training images, and seeds 0-31 of every run at its last grid, uncurated.')]
+
+
+def main(args):
+    """Write report.md and its figures; returns the path of the page."""
+    runs = collect(args.runs)
+    if not runs:
+        loop.refuse(f'{args.runs}: no run with a log line below it; train something first, or name another folder')
+    os.makedirs(args.out, exist_ok=True)
+    page = ['# Runs', '', *table(runs)]
+    try:
+        figures = curves(runs, args.out)
+    except ImportError:
+        figures, page = [], [*page, 'No curves: matplotlib is not installed.', '']
+    for name, caption in [*grids(runs, args.out), *figures]:
+        page += [f'![{caption}]({name})', '', caption, '']
+    page += ['| run | directory |', '|---|---|', *(f"| {r['label']} | {r['path']} |" for r in runs)]
+
+    def save(tmp):
+        with open(tmp, 'w') as f:
+            f.write('\n'.join(page) + '\n')
+    loop.write(f'{args.out}/report.md', save)
+    print('\n'.join(table(runs)))
+    print(f'{args.out}/report.md')
+    return f'{args.out}/report.md'
+
+
+if __name__ == '__main__':
+    main(get_args())
