@@ -121,7 +121,7 @@ def launch(args):
         dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
     if args.precision == 'auto':
         args.precision = 'bf16' if has_bf16(device) else 'fp32'
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False     # convolutions of training only
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = 'tf32', 'ieee'
     torch.backends.cudnn.benchmark = not args.deterministic
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
@@ -153,7 +153,7 @@ def same(value):
 def rng(seed, stream, *step):
     """The numpy generator of one stream at one step: the same numbers on every rank, device and after every resume."""
     key = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], 'little')
-    return np.random.default_rng(np.random.SeedSequence([seed, key, *step]))
+    return np.random.default_rng(np.random.SeedSequence([seed, key, len(step), *step]))
 
 
 def order(n, start, count, seed):
@@ -199,11 +199,11 @@ class Flat:
             size += -(-p.numel() // 64) * 64                                       # every tensor at a 256-byte boundary
         norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         stats = [(m, name) for m in norms for name in ('running_mean', 'running_var') if getattr(m, name) is not None]
-        device = next(net.parameters()).device
-        self.w = torch.nn.Parameter(torch.zeros(size, device=device), requires_grad=False)
-        bucket = torch.zeros(size + 1 + sum(getattr(m, name).numel() for m, name in stats), device=device)
+        like = {'device': next(net.parameters()).device, 'dtype': next(net.parameters()).dtype}
+        self.w = torch.nn.Parameter(torch.zeros(size, **like), requires_grad=False)
+        bucket = torch.zeros(size + 1 + sum(getattr(m, name).numel() for m, name in stats), **like)
         self.bucket, self.g, self.loss, self.tail = bucket, bucket[:size], bucket[size], bucket[size + 1:]
-        self.bad_at = torch.zeros((), dtype=torch.int64, device=device)            # step of the first non-finite gradient
+        self.bad_at = torch.zeros((), dtype=torch.int64, device=like['device'])    # step of the first non-finite gradient
         for name, p in net.named_parameters():
             view = self.view(self.w.data, name)
             view.copy_(p.data)
@@ -555,11 +555,12 @@ class Run:
 
     def guard(self, nets):
         """Exit 3 at the first non-finite gradient; nothing was updated or saved since."""
-        for name, net in nets.items():
-            if guilty := net.guilty():
-                self.say(f'error: step {guilty[0]}: the gradient of {guilty[1]} in {name} is not finite; '
-                         f"{self.path('last.pt')} is the last good checkpoint")
-                raise SystemExit(3)
+        found = [(*guilty, name) for name, net in sorted(nets.items()) if (guilty := net.guilty())]
+        if found:
+            step, tensor, name = min(found, key=lambda f: f[0])                    # in a tie D, which is updated first
+            self.say(f'error: step {step}: the gradient of {tensor} in {name} is not finite; '
+                     f"{self.path('last.pt')} is the last good checkpoint")
+            raise SystemExit(3)
 
     def log(self, sums, rate):
         """One line of log.jsonl and of the terminal: means since the last line, images/s, peak memory, ETA."""

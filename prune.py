@@ -35,6 +35,8 @@ def magnitude(net, masks, rho=.2):
     """New masks with the int(rho * alive) smallest of the surviving |weights| of the whole network removed.
 
     net: a module or its state dict, trained. Raises ValueError with the name of a tensor that would become empty."""
+    if not masks:
+        return {}
     weights = net if isinstance(net, dict) else dict(net.named_parameters())
     alive = [weights[name].detach().cpu().abs()[keep] for name, keep in masks.items()]          # each [alive_i]
     flat = torch.cat(alive)

@@ -50,6 +50,9 @@ def get_args(argv=None):
     for leaf in (augment, advaug):
         if sentence := leaf.contradiction(args, p.get_default):
             loop.refuse(sentence)
+    for flag, net in (('adv_cut_g', sngan.Generator), ('adv_cut_d', sngan.Discriminator)):
+        if abs(getattr(args, flag)) > net.cuts:
+            loop.refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}")
     return widths(args, first)
 
 
@@ -208,6 +211,9 @@ def main(args):
     run.restore(nets, sums)
     reals = data.images.to(device)
     held = data.holdout[:128].to(device) if data.holdout is not None else reals[:0]
+    if run.step >= args.steps:
+        run.say(f'{run.out}: finished at step {run.step}')
+        return G.net, D.net
     refs = references(data, extractor) if extractor else {}
 
     n, m, z_dim = args.batch // run.ranks, args.g_batch // run.ranks, G.net.z_dim

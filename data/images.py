@@ -299,7 +299,7 @@ def folder(path, res, crop, strict):
     report += [f'{len(bad)} skipped, not readable: ' + '; '.join(bad[:20])] if bad else []
     directories = [os.path.dirname(n) for n, _ in good]
     common = os.path.commonpath(directories) if all(directories) else ''
-    kind = [os.path.relpath(d, common or '.').split(os.sep)[0] for d in directories]
+    kind = [os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in directories]
     classes = sorted(set(kind))
     return part(torch.from_numpy(np.stack([x for _, x in good])), [classes.index(k) for k in kind]), None, classes, report
 

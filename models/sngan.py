@@ -63,6 +63,11 @@ def conv_down(x, conv):
     return F.conv2d(x, smear(conv.weight) / 4, conv.bias, stride=2, padding=1)
 
 
+def full(x):
+    """bf16 as fp32, other precisions as they are."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 class BlockG(nn.Module):
     """Pre-activation residual block, x2: BN ReLU up conv BN ReLU conv + up 1x1."""
 
@@ -108,7 +113,7 @@ class Cut(nn.Module):
             for stage in stages[cut:]:
                 h = stage(h)
             return h
-        return h.float() if h.dtype == torch.bfloat16 else h, rest
+        return full(h), rest
 
     def forward(self, x):
         h, rest = self.split(x)
@@ -119,6 +124,8 @@ class Generator(Cut):
     """z ~ N(0, 1) [N, z_dim] -> images in [-1, 1] [N, 3, res, res]; res is a multiple of 8.
 
     Stages: 0 l1 [N, ch, res/8, res/8] | 1 block2 | 2 block3 | 3 block4 [N, ch, res, res] | 4 BN ReLU conv tanh."""
+
+    cuts = 5
 
     def __init__(self, res=32, ch=256, z_dim=128):
         super().__init__()
@@ -134,7 +141,7 @@ class Generator(Cut):
         return self.l1(z).view(-1, self.ch, self.bottom, self.bottom).contiguous(memory_format=torch.channels_last)
 
     def image(self, h):
-        return torch.tanh(self.c5(F.relu(self.n5(h))).float())                     # fp32: bf16 has 1/128 grey levels
+        return torch.tanh(full(self.c5(F.relu(self.n5(h)))))                     # fp32: bf16 has 1/128 grey levels
 
     def stages(self):
         return [self.first, self.block2, self.block3, self.block4, self.image]
@@ -145,6 +152,8 @@ class Discriminator(Cut):
 
     Stages: 0 block1 [N, ch, H/2, W/2] | 1 block2 [N, ch, H/4, W/4] | 2 block3 | 3 block4 | 4 ReLU, sum [N, ch] | 5 linear."""
 
+    cuts = 6
+
     def __init__(self, ch=128):
         super().__init__()
         self.ch = ch
@@ -154,11 +163,11 @@ class Discriminator(Cut):
         initialise(self)
 
     def pool(self, h):
-        return F.relu(h).float().sum((2, 3))                                       # a sum, not a mean, as released
+        return full(F.relu(h)).sum((2, 3))                                      # a sum, not a mean, as released
 
     def head(self, h):
         with torch.autocast(h.device.type, enabled=False):                         # AdvAug moves h by 0.01: fp32
-            return self.l5(h.float()).flatten()
+            return self.l5(full(h)).flatten()
 
     def stages(self):
         return [self.block1, self.block2, self.block3, self.block4, self.pool, self.head]

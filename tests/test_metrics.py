@@ -20,7 +20,7 @@ SOURCE = Path(metrics.__file__)
 
 
 @pytest.fixture(autouse=True)
-def no_weights_of_this_machine(tmp_path, monkeypatch):
+def without_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv('FID_INCEPTION_WEIGHTS', raising=False)
     monkeypatch.setattr(metrics, 'URL', 'http://127.0.0.1:9/weights.pth')       # nobody listens there

@@ -1,0 +1,437 @@
+"""The scripts end to end on tiny settings: resume, endings, tickets, ranks, refusals; and twenty updates against a plain loop."""
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import find_ticket
+import generate
+import loop
+import losses
+import prune
+import report
+import train_sngan
+from test_models import slow_D, slow_G
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = ['--data', 'emoji-faces', '--frac', '20', '--ch-g', '8', '--ch-d', '8', '--batch', '8', '--g-batch', '8', '--metrics', 'none',
+        '--log-every', '2', '--device', 'cpu', '--precision', 'fp32', '--d-steps', '2', '--preset', 'paper']
+METHOD = ['--aug', 'diffaug', '--advaug', 'gd']
+
+
+def train(out, *flags):
+    return train_sngan.main(train_sngan.get_args([*TINY, '--out', str(out), *flags]))
+
+
+def find(out, *flags):
+    return find_ticket.main(find_ticket.get_args(['sngan', *TINY, '--out', str(out), '--ticket', f'{out}.pt', *flags]))
+
+
+def process(script, *flags, ranks=1, port=29519):
+    """A script as a process of its own (or one per rank), one thread each."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    extra = [{'RANK': str(r), 'WORLD_SIZE': str(ranks), 'LOCAL_RANK': str(r), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+             for r in range(ranks)] if ranks > 1 else [{}]
+    start = [subprocess.Popen([sys.executable, f'{ROOT}/{script}', *map(str, flags)], env={**env, **e}, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True) for e in extra]
+    return start[0] if ranks == 1 else start
+
+
+def wait_for(path, process, seconds=60):
+    end = time.time() + seconds
+    while not os.path.exists(path):
+        assert process.poll() is None and time.time() < end, process.communicate()[0]
+        time.sleep(.002)
+
+
+@pytest.fixture(scope='module')
+def ticket(tmp_path_factory):
+    out = tmp_path_factory.mktemp('find') / 'find'
+    find(out, '--rounds', '2', '--steps', '2')
+    return f'{out}.pt'
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def records(path):
+    """Log lines without what depends on the clock and the machine."""
+    return [{k: v for k, v in r.items() if k not in ('time', 'images_per_s', 'peak_mb')} for r in report.lines(path)]
+
+
+def same_runs(a, b):
+    x, y = (loop.load(f'{d}/last.pt') for d in (a, b))
+    for key in ('step', 'done', 'G', 'D', 'E', 'masks', 'opt', 'state'):
+        assert equal(x[key], y[key]), key
+    for name in ('log.jsonl', 'metrics.jsonl'):
+        assert records(f'{a}/{name}') == records(f'{b}/{name}'), name
+
+
+# ---- the loop against a plain one
+
+def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
+    """Our Flat networks and losses, and slow layers with one Adam per tensor and the hinge written out, on the same draws."""
+    args = train_sngan.get_args([*TINY, '--d-pass', d_pass])
+    G, D = (net.to(dtype) for net in train_sngan.build(args))
+    masks = {n: prune.magnitude(net, prune.ones(net), rho) if rho else {} for n, net in (('G', G), ('D', D))}
+    pG, pD = prune.apply_(copy.deepcopy(G), masks['G']), prune.apply_(copy.deepcopy(D), masks['D'])
+    G, D = (loop.Flat(net.to(memory_format=torch.channels_last), 2e-4, mask=m, share_sn=d_pass == 'joint')
+            for net, m in ((G, masks['G']), (D, masks['D'])))
+    adam = {id(net): torch.optim.Adam(net.parameters(), 2e-4, (0., .9)) for net in (pG, pD)}
+    sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+
+    def step(net, loss, mask):
+        net.zero_grad()
+        loss.backward()
+        for name, p in net.named_parameters():
+            p.grad *= mask.get(name, torch.ones(1))
+        adam[id(net)].step()
+    for i in range(iterations):
+        rng = torch.Generator().manual_seed(i)
+        latent = lambda rng=rng: torch.randn(16, 128, generator=rng).to(dtype)
+        for _ in range(d_steps):
+            x, z = (torch.rand(16, 3, 32, 32, generator=rng) * 2 - 1).to(dtype), latent()
+            D.update(lambda part, x=x, z=z: train_sngan.d_loss(D.net, x[part], G.net(z[part]), args, sums))
+            fake = slow_G(pG, z).detach()
+            real, fake = slow_D(pD, torch.cat((x, fake))).chunk(2) if d_pass == 'joint' else (slow_D(pD, x), slow_D(pD, fake))
+            step(pD, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), masks['D'])
+        z = latent()
+        G.update(lambda part, z=z: train_sngan.g_loss(G.net, D.net, z[part], args, sums, lambda: loop.autocast(args, torch.device('cpu'))))
+        step(pG, -slow_D(pD, slow_G(pG, z)).mean(), masks['G'])
+    return {'G': (G.net, pG), 'D': (D.net, pD)}, latent()
+
+
+@pytest.mark.parametrize('d_pass', ['separate', 'joint'])
+@pytest.mark.parametrize('rho', [0, .5])
+def test_twenty_iterations_equal_a_plain_loop(d_pass, rho):
+    """D's two passes as released, or joined; in float64, where nothing but the algorithm can differ."""
+    for name, (fast, slow) in twenty(torch.float64, d_pass, rho)[0].items():
+        for (key, a), b in zip(fast.state_dict().items(), slow.state_dict().values()):
+            assert (a - b).abs().max() < 1e-7, (name, key)
+
+
+def test_twenty_updates_equal_a_plain_loop_in_fp32():
+    """Adam with beta_1 = 0 makes a step of +-lr out of a gradient that is rounding noise: biases in front of a BN have no other,
+    and of the weights a handful in a million does."""
+    nets, z = twenty(torch.float32, 'separate', .5, iterations=4, d_steps=5)
+    for name, (fast, slow) in nets.items():
+        cancelled = ('.c1.bias', '.c2.bias', '.sc.bias') if name == 'G' else ()
+        difference = torch.cat([(a - b).abs().flatten() for (key, a), b in zip(fast.named_parameters(), slow.parameters())
+                                if not key.endswith(cancelled)])
+        assert (difference > 1e-4).float().mean() < 1e-3 and difference.mean() < 1e-5, name
+    (G, pG), (D, pD) = nets['G'], nets['D']
+    x, y = G(z), slow_G(pG, z)
+    assert (x - y).abs().max() < 1e-3 and (D(x) - slow_D(pD, y)).abs().max() < 1e-3
+
+
+def test_the_adversary_raises_each_players_own_loss_and_the_released_one_only_climbs_D():
+    torch.manual_seed(0)
+    for sign, d_up, g_up in (('adversary', True, True), ('released', None, False)):
+        args = train_sngan.get_args([*TINY, '--advaug', 'gd', '--adv-sign', sign, '--adv-step', '.05'])
+        G, D = train_sngan.build(args)
+        for _ in range(20):
+            D(torch.zeros(1, 3, 32, 32))                        # settle u, v, so that passes can be compared
+        D.eval()
+        sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+        x = torch.rand(8, 3, 32, 32) * 2 - 1
+        train_sngan.d_loss(D, x, G(torch.randn(8, 128)), args, sums)
+        train_sngan.g_loss(G, D, torch.randn(8, 128), args, sums, lambda: loop.autocast(args, torch.device('cpu')))
+        m = sums.means()
+        assert d_up is None or (m['L_D_adv'] > m['L_D']) == d_up
+        assert (m['L_G_adv'] > m['L_G']) == g_up
+
+
+@pytest.mark.parametrize('loss', losses.LOSSES)
+@pytest.mark.parametrize('flags', [[], METHOD, ['--advaug', 'gd', '--adv-noise', '.01'], ['--advaug', 'g', '--adv-pgd', '3', '--adv-cut-g', '3'],
+                                   ['--advaug', 'd', '--adv-cut-d', '2'], ['--batch-gpu', '4', '--advaug', 'gd']])
+def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, flags, loss):
+    args = train_sngan.get_args([*TINY, '--loss', loss])
+    before = {n: net.state_dict() for n, net in zip('GD', train_sngan.build(args))}
+    G, D = train(tmp_path, '--steps', '2', '--loss', loss, *flags)
+    for name, net in (('G', G), ('D', D)):
+        assert all(torch.isfinite(v).all() for v in net.state_dict().values())
+        assert sum((net.state_dict()[k] - v).abs().sum() > 0 for k, v in before[name].items() if v.dim() == 4) == 10
+
+
+# ---- resume
+
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, ticket):
+    flags = [*TINY, '--mask', ticket, *METHOD, '--steps', '30', '--save-every', '3', '--metrics', 'fid', '--features', 'effnet',
+             '--eval-every', '15', '--eval-samples', '20', '--eval-repeats', '2']
+    first = process('train_sngan.py', *flags, '--out', tmp_path / 'cut')
+    wait_for(tmp_path / 'cut' / 'last.pt', first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not loop.load(tmp_path / 'cut' / 'last.pt')['done']
+    for name in ('cut', 'cut', 'whole'):                        # the third call of a finished run changes nothing
+        train_sngan.main(train_sngan.get_args([*flags, '--out', str(tmp_path / name)]))
+    same_runs(tmp_path / 'cut', tmp_path / 'whole')
+    assert loop.load(tmp_path / 'whole' / 'best.pt')['score']['step'] in (15, 30)
+
+
+def test_steps_can_be_added_to_a_finished_run(tmp_path):
+    for steps in ('3', '6'):
+        train(tmp_path / 'a', '--steps', steps)
+    train(tmp_path / 'b', '--steps', '6')
+    x, y = (loop.load(tmp_path / n / 'last.pt') for n in 'ab')
+    assert x['done'] and equal(x['G'], y['G']) and equal(x['opt'], y['opt'])
+
+
+def test_observers_change_nothing(tmp_path):
+    train(tmp_path / 'a', '--steps', '4')
+    train(tmp_path / 'b', '--steps', '4', '--log-every', '1', '--sample-every', '1', '--save-every', '1')
+    x, y = (loop.load(tmp_path / n / 'last.pt') for n in 'ab')
+    assert all(equal(x[k], y[k]) for k in ('G', 'D', 'E', 'opt'))
+    assert len(os.listdir(tmp_path / 'b' / 'samples')) == 5      # steps 0 to 4
+
+
+@pytest.mark.parametrize('flags, words', [(['--lr-g', '1e-3'], '--lr-g was 0.0002, is 0.001'), (['--frac', '30'], "--frac was '20', is '30'"),
+                                          (['--advaug', 'd'], "--advaug was 'none', is 'd'"), (['--mask', 'T'], '--mask-hash was None')])
+def test_changed_flags_are_refused_by_name(tmp_path, flags, words, ticket, capsys):
+    train(tmp_path, '--steps', '1')
+    before = loop.load(tmp_path / 'last.pt')
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path, '--steps', '2', *[ticket if f == 'T' else f for f in flags])
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and words in error and '--restart' in error
+    assert equal(before, loop.load(tmp_path / 'last.pt'))
+    train(tmp_path, '--steps', '1', '--restart', *[ticket if f == 'T' else f for f in flags])
+
+
+def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, capsys):
+    for name, shade in (('a', 0), ('b', 100)):
+        os.makedirs(tmp_path / name / 'photos')
+        for i in range(10):
+            Image.new('RGB', (20, 20), (shade + i, 0, 0)).save(tmp_path / name / 'photos' / f'{i}.png')
+    flags = [*TINY[4:], '--steps', '1', '--out', str(tmp_path / 'run')]
+    for name in 'ab':
+        call = lambda: train_sngan.main(train_sngan.get_args(['--data', str(tmp_path / name / 'photos'), *flags]))      # noqa: B023
+        if name == 'a':
+            call()
+            call()
+        else:
+            with pytest.raises(SystemExit):
+                call()
+            assert '--data-fingerprint' in capsys.readouterr().err
+
+
+# ---- endings
+
+def test_sigterm_saves_exits_143_and_never_counts_as_finished(tmp_path):
+    out = tmp_path / 'find'
+    flags = ['sngan', *TINY, '--steps', '200000', '--save-every', '1', '--rounds', '1', '--out', out, '--ticket', tmp_path / 't.pt']
+    p = process('find_ticket.py', *flags)
+    wait_for(out / 'round0' / 'last.pt', p)
+    p.send_signal(signal.SIGTERM)
+    text = p.communicate(timeout=60)[0]
+    assert p.returncode == 143 and 'the same command resumes' in text and 'find_ticket.py' in text
+    saved = loop.load(out / 'round0' / 'last.pt')
+    assert not saved['done'] and 1 <= saved['step'] < 200000
+    assert not os.path.exists(out / 'ticket1.pt') and not os.path.exists(tmp_path / 't.pt')
+    assert not [f for d, _, files in os.walk(tmp_path) for f in files if f.endswith('.tmp')]
+
+
+def test_time_over_exits_75_and_the_same_command_goes_on(tmp_path):
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path, '--steps', '3', '--max-hours', '1e-9')
+    assert e.value.code == 75 and not loop.load(tmp_path / 'last.pt')['done']
+    train(tmp_path, '--steps', '3')
+    assert loop.load(tmp_path / 'last.pt')['done']
+
+
+def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path, '--steps', '50', '--lr-d', '1e30', '--save-every', '1', '--log-every', '50')
+    text = capsys.readouterr().out
+    assert e.value.code == 3 and 'error: step ' in text and 'is not finite' in text and 'in D' in text
+    saved = loop.load(tmp_path / 'last.pt')
+    assert not saved['done'] and all(torch.isfinite(v).all() for v in saved['opt']['D']['v'].values())
+
+
+# ---- tickets
+
+def test_a_ticket_is_complete_and_rewound_bit_for_bit(tmp_path, ticket):
+    t, dense = loop.load(ticket), loop.load(ticket.replace('find.pt', 'find/ticket0.pt'))
+    args = train_sngan.get_args(TINY)
+    for name, net in zip('GD', train_sngan.build(args)):
+        assert equal(t['init'][name], dict(net.state_dict())) and equal(t['init'][name], dense['init'][name])
+        assert abs(t['sparsity'][name] - .36) < 2 / sum(m.numel() for m in t['mask'][name].values())
+        assert prune.sparsity(dense['mask'][name]) == 0
+    trained = loop.load(ticket.replace('find.pt', 'find/round1/last.pt'))
+    first = loop.load(ticket.replace('find.pt', 'find/ticket1.pt'))
+    for name in 'GD':                                           # ranked: the raw weights at the end of the round, not their average
+        again = prune.magnitude(trained[name], first['mask'][name], .2)
+        assert equal(again, t['mask'][name])
+    flags = [f for f in TINY if f not in ('--ch-g', '--ch-d', '8')]
+    flags = TINY[:4] + TINY[8:]
+    G, D = train_sngan.main(train_sngan.get_args([*flags, '--mask', ticket, '--steps', '1', '--out', str(tmp_path)]))
+    assert (G.ch, D.ch) == (8, 8)                               # widths come from the ticket
+
+
+@pytest.mark.parametrize('flags', [[], METHOD, [*METHOD, '--precision', 'bf16'], ['--batch-gpu', '4', '--lr-g', '1e-2', '--lr-d', '1e-2']])
+def test_pruned_weights_stay_exactly_zero_in_G_D_and_the_average(tmp_path, ticket, flags):
+    train(tmp_path, '--mask', ticket, '--steps', '4', *flags)
+    saved, t = loop.load(tmp_path / 'last.pt'), loop.load(ticket)
+    for name in 'GDE':
+        for n, keep in t['mask'].get(name, t['mask']['G']).items():
+            assert not saved[name][n][~keep].any() and saved[name][n][keep].any(), (name, n)
+    assert equal(saved['masks'], t['mask'])
+
+
+def test_ticket_finding_resumes_in_the_middle_of_a_round(tmp_path):
+    flags = ['--rounds', '2', '--steps', '20', '--save-every', '3', '--advaug', 'gd']
+    p = process('find_ticket.py', 'sngan', *TINY, *flags, '--out', tmp_path / 'cut', '--ticket', tmp_path / 'cut.pt')
+    wait_for(tmp_path / 'cut' / 'round1' / 'last.pt', p)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not os.path.exists(tmp_path / 'cut.pt') and not loop.load(tmp_path / 'cut' / 'round1' / 'last.pt')['done']
+    for name in ('cut', 'whole'):
+        find(tmp_path / name, *flags)
+    a, b = (loop.load(tmp_path / f'{n}.pt') for n in ('cut', 'whole'))
+    assert equal(a['mask'], b['mask']) and equal(a['init'], b['init'])
+    same_runs(tmp_path / 'cut' / 'round1', tmp_path / 'whole' / 'round1')
+
+
+def test_pruning_one_network_leaves_the_other_dense_and_late_rewinding_rewinds_late(tmp_path):
+    find(tmp_path / 'a', '--rounds', '1', '--steps', '3', '--prune', 'g', '--rewind', '2')
+    t = loop.load(tmp_path / 'a.pt')
+    assert t['mask']['D'] == {} and abs(t['sparsity']['G'] - .2) < .001 and t['rewind'] == 2
+    train(tmp_path / 'two', '--steps', '2')
+    early = loop.load(tmp_path / 'two' / 'last.pt')
+    assert equal(t['init']['G'], early['G']) and equal(t['init']['D'], early['D'])
+
+
+def test_other_settings_for_the_same_tickets_are_refused(tmp_path, capsys):
+    find(tmp_path / 'a', '--rounds', '1', '--steps', '1')
+    for flags, word in ((['--steps', '2'], '--steps was 1, is 2'), (['--steps', '1', '--rho', '.4'], '--rho was 0.2, is 0.4')):
+        with pytest.raises(SystemExit) as e:
+            find(tmp_path / 'a', '--rounds', '1', *flags)
+        assert e.value.code == 2 and word in capsys.readouterr().err
+    find(tmp_path / 'a', '--rounds', '2', '--steps', '1')       # one more round goes on from the first
+
+
+def test_a_ticket_found_on_other_images_is_said_so(tmp_path, ticket, capsys):
+    train(tmp_path, '--mask', ticket, '--steps', '1', '--data-seed', '1')
+    assert 'was found on other images' in capsys.readouterr().out
+
+
+def test_weights_can_come_from_a_checkpoint_and_the_mask_from_a_ticket(tmp_path, ticket):
+    G, _ = train(tmp_path / 'a', '--steps', '1')
+    start = {k: v.clone() for k, v in G.state_dict().items()}
+    args = train_sngan.get_args([*TINY, '--mask', ticket, '--init-from', str(tmp_path / 'a' / 'last.pt')])
+    G, D, masks, facts = train_sngan.start(args)
+    assert equal(dict(G.state_dict()), start) and equal(masks, loop.load(ticket)['mask']) and set(facts) == {'mask_hash', 'init_hash'}
+
+
+def test_two_ranks_train_prune_and_score_together(tmp_path):
+    flags = ['sngan', *TINY, '--steps', '2', '--rounds', '1', '--advaug', 'gd', '--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16',
+             '--eval-repeats', '1', '--out', tmp_path / 'f', '--ticket', tmp_path / 't.pt']
+    ranks = process('find_ticket.py', *flags, ranks=2)
+    texts = [p.communicate(timeout=180)[0] for p in ranks]
+    assert [p.returncode for p in ranks] == [0, 0], texts
+    t, saved = loop.load(tmp_path / 't.pt'), loop.load(tmp_path / 'f' / 'round0' / 'last.pt')
+    assert abs(t['sparsity']['G'] - .2) < .001 and saved['done'] and saved['state']['ranks'] == 2
+    assert len(report.lines(tmp_path / 'f' / 'round0' / 'metrics.jsonl')) == 1
+
+
+# ---- refusals
+
+@pytest.mark.parametrize('flags, words', [
+    (['--lr', '1'], ['--lr']), (['--step', '3'], ['--step']), (['--batch-gpu', '3'], ['--batch-gpu 3', '8']), (['--steps', '0'], ['--steps 0']),
+    (['--advaug', 'gd', '--adv-pgd', '0'], ['--adv-pgd 0']), (['--aug-policy', 'cutout'], ['--aug diffaug']), (['--graph'], ['--graph']),
+    (['--ema', '1.5'], ['--ema 1.5']), (['--res', '36'], ['--res 36']), (['--mask', 'none.pt'], ['--mask none.pt']), (['--adv-step', '.1'], ['--advaug']),
+    (['--init-from', 'none.pt'], ['--init-from none.pt']), (['--advaug', 'gd', '--adv-cut-g', '9'], ['--adv-cut-g 9'])])
+def test_flags_that_cannot_be_are_refused_before_anything_is_built(flags, words, capsys, monkeypatch):
+    monkeypatch.setattr(train_sngan.images, 'load', None)
+    with pytest.raises(SystemExit) as e:
+        train_sngan.get_args([*TINY, *flags])
+    error = capsys.readouterr().err
+    assert e.value.code == 2
+    for word in words:
+        assert word in error
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    with pytest.raises(SystemExit) as e:
+        train_sngan.get_args(TINY)
+    assert e.value.code == 2 and '--batch 8 does not divide over 3 ranks' in capsys.readouterr().err
+
+
+def test_a_ticket_of_another_width_or_model_is_refused_with_layer_and_shapes(ticket, tmp_path, capsys):
+    for flags, words in ((['--ch-g', '16'], ['l1.weight', '(128, 128)', '(256, 128)']), (['--res', '48'], ['l1.weight'])):
+        with pytest.raises(SystemExit) as e:
+            train_sngan.get_args([*TINY, '--mask', ticket, *flags])
+        error = capsys.readouterr().err
+        assert e.value.code == 2 and all(w in error for w in words)
+    torch.save({**loop.load(ticket), 'model': 'biggan'}, tmp_path / 'b.pt')
+    with pytest.raises(SystemExit) as e:
+        train_sngan.get_args([*TINY, '--mask', str(tmp_path / 'b.pt')])
+    assert e.value.code == 2 and 'train_biggan.py' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flags', [['--rounds', '0'], ['--rho', '1'], ['--rewind', '60000'], ['--mask', 'x']])
+def test_ticket_finding_refuses_what_finds_nothing(flags, capsys):
+    with pytest.raises(SystemExit) as e:
+        find_ticket.get_args(['sngan', *TINY, *flags])
+    assert e.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+# ---- pictures and pages
+
+def test_a_folder_is_checked_and_trained_on_and_shown(tmp_path, capsys):
+    os.makedirs(tmp_path / 'photos')
+    for i in range(5):
+        Image.new('RGB', (50, 30), (i * 50, 0, 99)).save(tmp_path / 'photos' / f'{i}.jpg')
+    flags = ['--data', str(tmp_path / 'photos'), *TINY[4:], '--out', str(tmp_path / 'run'), '--steps', '2']
+    assert train_sngan.main(train_sngan.get_args([*flags, '--check-data'])) is None
+    assert '5 images read' in capsys.readouterr().out and not os.path.exists(tmp_path / 'run')
+    train_sngan.main(train_sngan.get_args([*flags, '--mirror']))           # five images, batch eight
+    assert Image.open(tmp_path / 'run' / 'reals.png').size == (256, 32)
+    x = generate.main(generate.get_args([str(tmp_path / 'run'), '--seeds', '0-3,7', '--columns', '5', '--out', str(tmp_path / 'g.png')]))
+    y = generate.main(generate.get_args([str(tmp_path / 'run' / 'last.pt'), '--seeds', '7', '--each', str(tmp_path / 'each')]))
+    assert x.shape == (5, 3, 32, 32) and torch.equal(x[4], y[0]) and Image.open(tmp_path / 'g.png').size == (160, 32)
+    assert (np.asarray(Image.open(tmp_path / 'each' / '000007.png')).transpose(2, 0, 1) == y[0].numpy()).all()
+
+
+@pytest.mark.parametrize('argv, words', [(['nowhere'], 'nowhere'), (['RUN', '--seeds', '3-1'], '--seeds 3-1'), (['RUN', '--columns', '0'], '--columns 0')])
+def test_generate_refuses_in_one_sentence(argv, words, tmp_path, capsys):
+    torch.save({}, tmp_path / 'last.pt')
+    with pytest.raises(SystemExit) as e:
+        generate.get_args([str(tmp_path) if a == 'RUN' else a for a in argv])
+    assert e.value.code == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit) as e:
+        generate.main(generate.get_args([str(tmp_path)]))
+    assert e.value.code == 2
+
+
+def test_the_report_says_what_was_measured(tmp_path, ticket):
+    score = ['--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16', '--eval-repeats', '2', '--eval-every', '2', '--steps', '4']
+    train(tmp_path / 'dense', *score)
+    train(tmp_path / 'ticket', *score, '--mask', ticket, *METHOD)
+    page = open(report.main(report.get_args([str(tmp_path)]))).read()
+    assert '| dense | 4 |' in page and 'ticket 35.9' in page and '+ DiffAug + AdvAug' in page
+    assert 'FD-effnet' in page and '16 generated' in page and 'emoji-faces-train' in page and 'FID' not in page
+    for name in ('grids.png', 'accuracy.png', 'score.png'):
+        assert Image.open(tmp_path / 'report' / name).size[0] > 100
+    scores = [json.loads(line) for line in open(tmp_path / 'dense' / 'metrics.jsonl')]
+    assert f"{scores[-1]['all']:.1f} ± {scores[-1]['all_std']:.1f}" in page
+    with pytest.raises(SystemExit):
+        report.main(report.get_args([str(tmp_path / 'report')]))
+
+
+def test_differences_within_the_spread_are_equal():
+    run = lambda v, std: {'flags': {'steps': 4}, 'scores': [{'all': v, 'all_std': std}]}
+    dense = run(10., 1.)
+    assert report.change(run(11.9, 1.), dense) == '=' and report.change(run(12.1, 1.), dense) == '+2.1' and report.change(dense, dense) == ''
