@@ -9,9 +9,11 @@ Scores are the mean over sets of z of one checkpoint, +- their standard deviatio
 that is within the sum of the two spreads.  `best` was chosen on one half of the reference and is reported on the other.
 """
 import argparse
+import collections
 import glob
 import json
 import os
+import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,6 +29,7 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('runs', nargs='?', default='runs', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the report (default: RUNS/report)')
+    p.add_argument('--hours', action='store_true', help='RUNS is a timed run: read "NAME SCRIPT FLAGS" lines, print the hours of each name')
     args = p.parse_args(argv)
     args.out = args.out or os.path.join(args.runs, 'report')
     return args
@@ -165,8 +168,25 @@ def grids(runs, out):
     return [('grids.png', 'Training images, and seeds 0-31 of every run at its last grid, uncurated.')]
 
 
+def hours(timed, commands):
+    """One line per name: trainings, iterations and hours of its commands at the measured speed (AdvAug: G's passes twice)."""
+    log, flags = lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
+    seconds = flags['batch'] * flags['d_steps'] / log[-1]['images_per_s']
+    cost = collections.defaultdict(lambda: [0, 0.])
+    for command in commands:
+        name, _, *rest = command.split()
+        value = lambda flag, default, rest=rest: rest[rest.index(flag) + 1] if flag in rest else default
+        rounds, steps = int(value('--rounds', 1)), int(value('--steps', 50000))
+        factor = 1.3 if value('--advaug', 'none') in ('g', 'gd') else 1.
+        cost[name][0] += rounds
+        cost[name][1] += rounds * steps * seconds * factor / 3600
+    return [f'  {name}: {n} trainings, about {h:,.0f} hours at {seconds:.1f} s an iteration' for name, (n, h) in cost.items()]
+
+
 def main(args):
     """Write report.md and its figures; returns the path of the page."""
+    if args.hours:
+        return print('\n'.join(hours(args.runs, sys.stdin)))
     runs = collect(args.runs)
     if not runs:
         loop.refuse(f'{args.runs}: no run with a log line below it; train something first, or name another folder')
