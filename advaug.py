@@ -6,13 +6,13 @@ Use:
     h = G1(torch.randn(16, 4))                                        # the feature at the cut [N, ...]
     loss = lambda h: -G2(h).mean()                                    # a player's loss as a function of the feature
     plain = loss(h) + loss(advaug.pgd(h, loss, steps=1, step_size=.01))
-    clean, adv = advaug.backward(h, loss, steps=1, step_size=.01)     # the same gradients in two passes instead of three
+    clean, adv = advaug.backward(h, loss, steps=1, step_size=.01)     # the same gradients in two passes, not three
 
     L + lambda L_adv,   L_adv = L(h + delta),   delta = argmax over |delta|_inf <= eps of the objective, by PGD:
     delta <- clip(delta + step sign(grad objective(h + delta)), -eps, eps),  starting from 0
 
-delta is a constant for backpropagation; the adversarial branch still trains what made h.  A negative step descends.  The
-released code climbs D's logit everywhere, which helps G and the real half of D; here each player's own loss rises (Fig. 3).
+delta is a constant for backpropagation; the adversarial branch still trains what made h.  A negative step descends.
+The released code climbs D's logit everywhere, which helps G and D's reals; here each player's own loss rises (Fig. 3).
 """
 import torch
 
@@ -20,13 +20,14 @@ import torch
 def add_flags(parser):
     """AdvAug's flags; returns the parser."""
     a = parser.add_argument
-    a('--advaug', choices=['none', 'g', 'd', 'gd'], default='none', help='adversarial feature augmentation in G, D or both')
+    a('--advaug', choices=['none', 'g', 'd', 'gd'], default='none',
+      help='adversarial feature augmentation in G, D or both')
     a('--adv-step', type=float, default=.01, help='PGD step size (paper: 0.01 on CIFAR, 0.001 on ImageNet)')
     a('--adv-pgd', type=int, default=1, help='PGD steps')
     a('--adv-eps', type=float, help='radius of the ball (default: steps x step size, never active, as released)')
     a('--adv-lambda-g', type=float, default=1., help="weight of G's adversarial loss (the paper's lambda_1)")
     a('--adv-lambda-d', type=float, default=1., help="weight of D's adversarial loss (lambda_2)")
-    a('--adv-cut-g', type=int, default=1, help="stage of G behind which its feature is taken (1: after the first layer)")
+    a('--adv-cut-g', type=int, default=1, help="stage of G after which its feature is taken (1: after the first layer)")
     a('--adv-cut-d', type=int, default=-1, help="stage of D, likewise (-1: before the last layer)")
     a('--adv-sign', choices=['adversary', 'released'], default='adversary', help="released: always climb D's logit")
     a('--adv-noise', type=float, help='instead of PGD, Gaussian noise of this standard deviation (Table 6: 0.01)')
@@ -34,16 +35,18 @@ def add_flags(parser):
 
 
 def contradiction(args, default):
-    """One sentence on flags that contradict each other or would do nothing, or None; default(name) -> a flag's default."""
+    """One sentence on flags that contradict each other or do nothing, or None; default(name) -> a flag's default."""
     changed = [k for k in vars(args) if k.startswith('adv_') and getattr(args, k) != default(k)]
     flag = {k: f"--{k.replace('_', '-')} {getattr(args, k)}" for k in changed}
     for k in changed:
-        if args.advaug == 'none' or (k[-2:] in ('_g', '_d') and k[-1] not in args.advaug):
-            return f'{flag[k]} does nothing with --advaug {args.advaug}: add --advaug {k[-1] if k[-2:] in ("_g", "_d") else "gd"}, or leave it out'
+        player = k[-1] if k[-2:] in ('_g', '_d') else ''
+        if args.advaug == 'none' or player not in args.advaug:
+            return f'{flag[k]} does nothing with --advaug {args.advaug}: add --advaug {player or "gd"}, or leave it out'
         if args.adv_noise is not None and k in ('adv_step', 'adv_pgd', 'adv_eps', 'adv_sign'):
             return f'{flag[k]} belongs to PGD, --adv-noise {args.adv_noise} replaces it: leave one out'
     if args.advaug != 'none' and args.adv_noise is None and (args.adv_pgd < 1 or args.adv_step <= 0):
-        return f'--advaug {args.advaug} with --adv-pgd {args.adv_pgd} --adv-step {args.adv_step} moves nothing: use positive values, or --advaug none'
+        return (f'--advaug {args.advaug} with --adv-pgd {args.adv_pgd} --adv-step {args.adv_step} moves nothing: '
+                'use positive values, or --advaug none')
     if args.adv_noise is not None and args.adv_noise <= 0 or args.adv_eps is not None and args.adv_eps <= 0:
         return f'--adv-noise {args.adv_noise} --adv-eps {args.adv_eps}: use positive values, or leave them out'
 
@@ -72,7 +75,7 @@ def pgd(h, objective, steps=1, step_size=.01, eps=None):
 def backward(h, loss, steps=1, step_size=.01, eps=None, weight=1.):
     """Backpropagate loss(h) + weight * loss(pgd(h, loss, ...)) into everything; returns both losses, detached.
 
-    The clean pass already holds the first PGD direction, so PGD-1 costs two passes through loss and one through what made h."""
+    The clean pass holds the first PGD direction, so PGD-1 costs two passes through loss and one through what made h."""
     x = h.detach().requires_grad_()
     clean = loss(x)
     clean.backward(retain_graph=True)                      # what both passes share (labels, W / sigma(W)) is used twice

@@ -25,7 +25,7 @@ def add_flags(parser):
 
 
 def contradiction(args, default):
-    """One sentence on flags that contradict each other or would do nothing, or None; default(name) -> a flag's default."""
+    """One sentence on flags that contradict each other or do nothing, or None; default(name) -> a flag's default."""
     if args.aug == 'none' and args.aug_policy != default('aug_policy'):
         return f'--aug-policy {args.aug_policy} does nothing without --aug diffaug: add it'
     try:
@@ -57,10 +57,10 @@ def integers(n, low, high, x, g):
 
 
 def translation(x, g):
-    """Shift by whole pixels with zero padding, as two products with 0/1 matrices: exact, and its gradient is as fast."""
+    """Shift by whole pixels with zero padding, as two products with 0/1 matrices: exact, and its gradient as fast."""
     def shift(size):
         s, at = int(size / 8 + .5), torch.arange(size, device=x.device)
-        source = at + integers(len(x), -s, s, x, g)                                # [N, size]: row i comes from source[i]
+        source = at + integers(len(x), -s, s, x, g)                                # [N, size]: where row i comes from
         return (source[:, :, None] == at)[:, None]                                 # [N, 1, size, size]
     rows, columns = shift(x.shape[2]), shift(x.shape[3]).transpose(2, 3)
     return lambda x: rows.to(x.dtype) @ x @ columns.to(x.dtype)
@@ -91,7 +91,8 @@ def check(policy):
 def draw(policy, x, generator=None):
     """T with its random parameters drawn for images of x's shape [N, C, H, W] and device; T(x) -> fp32 [N, C, H, W].
 
-    policy: comma-separated names, or None / '' for the identity. generator: of x's device; default: torch's global one."""
+    policy: comma-separated names, or None / '' for the identity.
+    generator: of x's device; default: torch's global one."""
     parts = [PARTS[name](x, generator) for name in check(policy)] if policy else []
 
     def T(x):

@@ -11,8 +11,8 @@ Every flag of train_sngan.py passes through.  The same command resumes, in the m
             m <- m without the rho = 20 % smallest of the surviving trained weights, for G and for D
             theta <- theta_0, phi <- phi_0
 
-Writes ticket0.pt (dense) ... ticketN.pt and the runs round0 ... into --out.  A ticket is complete by itself: {model, args, round,
-sparsity, data, rewind, init: {G, D} full state dicts, mask: {G, D} of {parameter name: bool tensor}}.
+Writes ticket0.pt (dense) ... ticketN.pt and the runs round0 ... into --out.  A ticket is complete by itself: {model,
+args, round, sparsity, data, rewind, init: {G, D} full state dicts, mask: {G, D} of {parameter name: bool tensor}}.
 """
 import argparse
 import glob
@@ -30,9 +30,11 @@ import prune
 
 
 def get_args(argv=None):
-    """The flags of ticket finding, and those of the training script, parsed by it. Exits 2 on what contradicts itself."""
-    models = sorted(os.path.basename(f)[6:-3] for f in glob.glob(f'{os.path.dirname(os.path.abspath(__file__))}/train_*.py'))
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The flags of ticket finding; the rest is parsed by the training script. Exits 2 on what contradicts itself."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    models = sorted(os.path.basename(f)[6:-3] for f in glob.glob(f'{here}/train_*.py'))
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
     a('--rounds', type=int, default=5, help='train and prune so often')
@@ -54,9 +56,10 @@ def get_args(argv=None):
     args.flags = recipe.get_args(train)                        # exits 2 on a wrong flag
     if not 0 <= args.rewind < args.flags.steps:
         loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
-    own = {k: getattr(args, k) for k in ('model', 'rho', 'prune', 'prunable', 'rewind')}
-    args.identity = {**own, **{k: v for k, v in vars(args.flags).items() if k not in loop.FREE or k == 'steps'}}
     data = os.path.basename(args.flags.data.rstrip('/'))
+    own = {k: getattr(args, k) for k in ('model', 'rho', 'prune', 'prunable', 'rewind')}
+    passed = {k: v for k, v in vars(args.flags).items() if k not in loop.FREE or k == 'steps'}
+    args.identity = {**own, **passed, 'data': data}
     args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{loop.digest(args.identity)[:8]}'
     return args
 
@@ -64,14 +67,15 @@ def get_args(argv=None):
 def train(args, ticket, name, *extra):
     """Line 4: one training from a ticket; returns the trained G, D."""
     flags = [f for f in args.train if f != '--restart']
-    return args.recipe.main(args.recipe.get_args([*flags, '--mask', ticket, '--out', f'{args.out}/{name}', *map(str, extra)]))
+    flags += ['--mask', ticket, '--out', f'{args.out}/{name}', *map(str, extra)]
+    return args.recipe.main(args.recipe.get_args(flags))
 
 
 def save(path, args, k, init, masks, data):
     """Write a ticket on rank 0; all ranks wait for it, and must hold the same masks."""
     assert loop.same(loop.digest(masks)), 'the ranks pruned different weights'
-    ticket = {'model': args.model, 'args': vars(args.flags), 'round': k, 'rewind': args.rewind, 'data': data, 'init': init, 'mask': masks,
-              'sparsity': {name: prune.sparsity(m) for name, m in masks.items()}}
+    ticket = {'model': args.model, 'args': vars(args.flags), 'round': k, 'rewind': args.rewind, 'data': data,
+              'init': init, 'mask': masks, 'sparsity': {name: prune.sparsity(m) for name, m in masks.items()}}
     if loop.world()[0] == 0:
         loop.write(path, lambda tmp: torch.save(ticket, tmp))
     loop.barrier()
@@ -120,7 +124,8 @@ def main(args):
         with open(f'{args.out}/round{k}/subset.json') as f:
             save(path[k + 1], args, k + 1, ticket['init'], masks, json.load(f)['fingerprint'])
         if rank == 0:
-            print(f'round {k + 1} of {args.rounds}: ' + ', '.join(f'{n} {prune.sparsity(m):.2%} pruned' for n, m in masks.items()))
+            pruned = ', '.join(f'{n} {prune.sparsity(m):.2%} pruned' for n, m in masks.items())
+            print(f'round {k + 1} of {args.rounds}: {pruned}')
             print('\n'.join(f'{n}  {line}' for n, m in masks.items() for line in prune.table(m)), flush=True)
         del G, D
         torch.cuda.empty_cache()

@@ -22,7 +22,8 @@ NETWORKS = {'sngan': lambda args: sngan.Generator(args['res'], args['ch_g'])}
 
 def get_args(argv=None):
     """The flags; exits 2 on what is not there."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a('source', help='run directory or checkpoint')
     a('--which', choices=['last', 'best'], default='last', help='checkpoint of a run directory')
@@ -30,7 +31,8 @@ def get_args(argv=None):
     a('--columns', type=int, default=8, help='images per row of the grid')
     a('--out', default='grid.png', help='the grid')
     a('--each', metavar='DIR', help='write one PNG per seed there instead of a grid')
-    a('--device', choices=['cuda', 'cpu'], default='cuda' if torch.cuda.is_available() else 'cpu', help='where to compute')
+    a('--device', choices=['cuda', 'cpu'], default='cuda' if torch.cuda.is_available() else 'cpu',
+      help='where to compute')
     args = p.parse_args(argv)
     if os.path.isdir(args.source):
         args.source = os.path.join(args.source, f'{args.which}.pt')
@@ -70,7 +72,8 @@ def load(path, device):
 def main(args):
     """Write the grid or the single images; returns them, uint8 [N, 3, H, W]."""
     net = load(args.source, args.device)
-    x = torch.cat([to_uint8(net(loop.latents(args.seeds[i:i + 64], net.z_dim, args.device))).cpu() for i in range(0, len(args.seeds), 64)])
+    parts = [args.seeds[i:i + 64] for i in range(0, len(args.seeds), 64)]
+    x = torch.cat([to_uint8(net(loop.latents(part, net.z_dim, args.device))).cpu() for part in parts])
     if args.each:
         os.makedirs(args.each, exist_ok=True)
         for seed, image in zip(args.seeds, x):

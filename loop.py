@@ -8,10 +8,10 @@ Use:
     run = loop.Run('toy', args)
     sums = loop.Sums(device, 'loss')
     for step in run.iterations(dict(G=G), sums):                 # resumes, seeds, logs, saves; stops on SIGTERM
-        G.update(lambda: sums.add(loss=(G.net(torch.randn(8, 2)) ** 2).mean()))
+        G.update(lambda part: sums.add(loss=(G.net(torch.randn(8, 2)) ** 2).mean()))
 
-All-reduce over ranks, ticket mask, NaN guard, Adam and EMA are one call each on the flat vectors.  Randomness of step t is a
-function of (seed, stream, t) alone, so nothing but step, weights and moments needs saving:
+All-reduce over ranks, ticket mask, NaN guard, Adam and EMA are one call each on the flat vectors.  The randomness of
+step t is a function of (seed, stream, t) alone, so nothing but step, weights and moments needs saving:
     theta_t = Adam(theta_{t-1}, mask * mean over ranks of the gradient),    ema_t = beta ema_{t-1} + (1 - beta) theta_t
 """
 import argparse
@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +32,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import parametrize
 
-STOP = []                                    # signals received; read once per step, so that all ranks stop at the same one
-FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics', 'batch_gpu',
-        'device', 'check_data', 'strict', 'root', 'weights', 'mask', 'init_from'}    # may differ on resume (files: by their hash)
+STOP = []                                    # signals received; read once per step, so that all ranks stop at one
+FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics',
+        'batch_gpu', 'device', 'check_data', 'strict', 'root', 'weights',        # may differ on resume;
+        'data', 'mask', 'init_from'}                                             # of these the content is compared
 
 
 def add_flags(parser):
@@ -51,7 +53,7 @@ def add_flags(parser):
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
     a('--ema', type=float, default=.999, help='decay of the averaged generator, per G update')
     a('--save-every', type=int, help='steps between checkpoints (default: after a minute, then every ten minutes)')
-    a('--sample-every', type=int, help='steps between sample grids (default: after a minute, then at doubling intervals)')
+    a('--sample-every', type=int, help='steps between grids (default: after a minute, then at doubling intervals)')
     a('--eval-every', type=int, help='steps between scores (default: at the end)')
     a('--eval-samples', type=int, default=10000, help='generated images per score')
     a('--eval-repeats', type=int, default=3, help="sets of z per score (the paper's +- is over three)")
@@ -59,7 +61,7 @@ def add_flags(parser):
     a('--max-hours', type=float, help='save and exit with code 75 after this time')
     a('--seed', type=int, default=0, help='initial weights, z, batches and augmentation')
     a('--device', choices=['auto', 'cuda', 'cpu'], default='auto', help='where to train')
-    a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto', help='bf16 autocast; auto: where the hardware has it')
+    a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto', help='auto: bf16 where the hardware has it')
     a('--graph', action=argparse.BooleanOptionalAction, default=False, help='CUDA graphs around zero, loss, backward')
     a('--deterministic', action='store_true', help='deterministic kernels on CUDA, for exact resume there')
     return parser
@@ -72,26 +74,35 @@ def refuse(sentence):
     raise SystemExit(2)
 
 
+def flag(args, name):
+    """'--batch-gpu 3': a flag and its value, as the user typed them."""
+    return f"--{name.replace('_', '-')} {getattr(args, name)}"
+
+
 def check(args):
     """Refuse what can be refused before data or models are touched."""
     rank, ranks = world()
-    for flag in ('steps', 'batch', 'd_steps', 'log_every', 'eval_repeats'):
-        if getattr(args, flag) < 1:
-            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} is not positive: use 1 or more")
-    for flag in ('batch', 'g_batch'):
-        if getattr(args, flag, None) and getattr(args, flag) % ranks:
-            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} does not divide over {ranks} ranks: use a multiple of {ranks}")
-    if args.batch_gpu and (args.batch_gpu < 1 or args.batch // ranks % args.batch_gpu):
-        refuse(f'--batch-gpu {args.batch_gpu} does not divide the {args.batch // ranks} images of a rank: use a divisor of it')
+    for name in ('steps', 'batch', 'd_steps', 'log_every', 'eval_repeats', 'save_every', 'sample_every', 'eval_every'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            refuse(f'{flag(args, name)} is not positive: use 1 or more')
+    for name in ('batch', 'g_batch') if 'g_batch' in args else ('batch',):
+        share = getattr(args, name) // ranks
+        if getattr(args, name) % ranks or not share:
+            refuse(f'{flag(args, name)} does not divide over {ranks} ranks: use a multiple of {ranks}')
+        if args.batch_gpu and (args.batch_gpu < 1 or share % args.batch_gpu):
+            refuse(f'{flag(args, "batch_gpu")} does not divide the {share} images of a rank ({flag(args, name)}): '
+                   'use a divisor of it')
     if not 0 <= args.ema < 1:
         refuse(f'--ema {args.ema} is not a decay: use 0 <= ema < 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
         refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
         refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
-    for flag in ('mask', 'init_from'):
-        if getattr(args, flag) and not os.path.isfile(getattr(args, flag)):
-            refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)}: no such file")
+    if args.eval_samples < 2:
+        refuse(f'{flag(args, "eval_samples")} is too few for a distance: use 2 or more')
+    for name in ('mask', 'init_from'):
+        if getattr(args, name) and not os.path.isfile(getattr(args, name)):
+            refuse(f'{flag(args, name)}: no such file')
 
 
 def world():
@@ -175,6 +186,11 @@ def latents(seeds, dim, device):
     return torch.from_numpy(np.stack([rng(s, 'z').standard_normal(dim, 'float32') for s in seeds])).to(device)
 
 
+def gaussian(rng, n, dim):
+    """This rank's rows of z ~ N(0, 1) [n, dim], drawn for the whole batch."""
+    return torch.from_numpy(mine(rng.standard_normal((n, dim), 'float32')))
+
+
 def parts(n, micro):
     """Slices of n images in micro-batches."""
     micro = micro or n
@@ -185,9 +201,9 @@ class Flat:
     """A network whose parameters are views of one vector w, and their gradients views of another, g.
 
     net: on its device and in its memory format already (a later .to() or deepcopy would drop the views).
-    mask: {parameter name: bool tensor}; masked weights are zeroed here and stay exactly 0 (zero gradient, zero moments).
-    The gradient vector's tail holds the BN statistics, which ride in the same all-reduce.  Parameters require a gradient
-    only inside this network's own update, so a D step builds no graph through G and needs no detach."""
+    mask: {parameter name: bool tensor}; masked weights are zeroed here and stay exactly 0 (zero gradient and moments).
+    The gradient vector's tail holds the BN statistics, which ride in the same all-reduce.  Parameters require a
+    gradient only inside this network's own update, so a D step builds no graph through G and needs no detach."""
 
     def __init__(self, net, lr=None, betas=(0., .9), eps=1e-8, mask=None, graph=False, share_sn=True):
         self.net, self.mask, self.masked, self.graph, self.share_sn = net, None, mask or {}, graph, share_sn
@@ -203,7 +219,7 @@ class Flat:
         self.w = torch.nn.Parameter(torch.zeros(size, **like), requires_grad=False)
         bucket = torch.zeros(size + 1 + sum(getattr(m, name).numel() for m, name in stats), **like)
         self.bucket, self.g, self.loss, self.tail = bucket, bucket[:size], bucket[size], bucket[size + 1:]
-        self.bad_at = torch.zeros((), dtype=torch.int64, device=like['device'])    # step of the first non-finite gradient
+        self.bad_at = torch.zeros((), dtype=torch.int64, device=like['device'])     # the first non-finite step
         for name, p in net.named_parameters():
             view = self.view(self.w.data, name)
             view.copy_(p.data)
@@ -212,7 +228,7 @@ class Flat:
         at = 0
         for m, name in stats:
             old = getattr(m, name)
-            m._buffers[name] = self.tail[at:at + old.numel()].copy_(old).data         # .data: a version counter of its own
+            m._buffers[name] = self.tail[at:at + old.numel()].copy_(old).data      # .data: its own version counter
             at += old.numel()
         ours = {id(m._buffers[name]) for m, name in stats}
         self.others = [b for b in net.buffers() if id(b) not in ours]              # spectral u, v: never averaged
@@ -231,8 +247,10 @@ class Flat:
         return flat.as_strided(*self.layout[name][:2], self.layout[name][2] + flat.storage_offset())
 
     def update(self, f, parts=(slice(None),)):
-        """One Adam step on the mean over the micro-batches of f(part) -> loss; an f whose value carries no graph has run
-        its own backward. W / sigma(W) is computed once per update and shared by all passes (unless share_sn is False)."""
+        """One Adam step on the mean over the micro-batches of f(part) -> loss.
+
+        An f whose value carries no graph has run its own backward. W / sigma(W) is computed once per update and shared
+        by all passes (unless share_sn is False)."""
         with self.training(), parametrize.cached() if self.share_sn else contextlib.nullcontext():
             self.replay(f, parts) if self.graph else self.backward(f, parts)
         if world()[1] > 1:
@@ -241,7 +259,7 @@ class Flat:
         if self.mask is not None:
             self.g *= self.mask
         self.bad_at += ~torch.isfinite(self.g.sum() + self.loss) * (self.bad_at == 0) * self.now
-        self.adam.found_inf = (self.bad_at > 0).float()                            # set once, it holds back every later step
+        self.adam.found_inf = (self.bad_at > 0).float()                            # once set, no later step is taken
         self.adam.grad_scale = None
         self.adam.step()
 
@@ -253,7 +271,7 @@ class Flat:
             if loss.requires_grad:
                 loss.backward(retain_graph=len(parts) > 1)                         # the graph of W / sigma(W) is shared
             self.loss += loss.detach()
-            del loss                                                               # frees the rest of the retained graph
+            del loss                                                               # frees the rest of the graph
         if len(parts) > 1:
             self.g /= len(parts)
 
@@ -342,7 +360,8 @@ def accuracies(D, **images):
     for name, x in images.items():
         if len(x):
             logits = D(x)
-            values |= {f'D_{name}': logits.mean().item(), f'acc_{name}': ((logits > 0) != (name == 'gen')).float().mean().item()}
+            right = (logits > 0) != (name == 'gen')
+            values |= {f'D_{name}': logits.mean().item(), f'acc_{name}': right.float().mean().item()}
     D.train()
     return values
 
@@ -393,9 +412,10 @@ def digest(x):
         if isinstance(x, dict):
             for k in sorted(x):
                 h.update(str(k).encode()), feed(x[k])
+        elif torch.is_tensor(x):
+            h.update(x.detach().cpu().contiguous().numpy().tobytes())
         else:
-            h.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if torch.is_tensor(x) and x.numel()
-                     else repr(x).encode())
+            h.update(repr(x).encode())
     feed(x)
     return h.hexdigest()[:16]
 
@@ -407,10 +427,13 @@ def load(path):
 
 def versions(device):
     """What args.json records beside the flags."""
-    git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True)
+    revision = None
+    if shutil.which('git'):
+        here = os.path.dirname(os.path.abspath(__file__))
+        revision = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=here, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
     return {'python': sys.version.split()[0], 'torch': torch.__version__, 'numpy': np.__version__, 'device': name,
-            'threads': torch.get_num_threads(), 'ranks': world()[1], 'git': git.stdout.strip() or None}
+            'threads': torch.get_num_threads(), 'ranks': world()[1], 'git': revision or None}
 
 
 def compare(out, identity):
@@ -436,7 +459,7 @@ class Run:
         device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
         self.model, self.args, self.flags = model, args, {k: v for k, v in vars(args).items() if k not in FREE}
         identity = {**self.flags, **facts, 'model': model}
-        tag = os.path.basename(str(getattr(args, 'data', '')).rstrip('/')) or 'data'
+        tag = os.path.basename(str(getattr(args, 'data', 'data')).rstrip('/'))
         self.out = args.out or f"runs/{model}-{tag}-{getattr(args, 'frac', 1)}-{digest(identity)[:8]}"
         self.rank, self.ranks, self.step, self.device = *world(), 0, device
         self.best, self.notes, self.start, self.last_save, self.next_sample = None, {}, time.time(), time.time(), 60.
@@ -446,8 +469,8 @@ class Run:
         compare(self.out, identity)
         if self.rank == 0:
             os.makedirs(f'{self.out}/samples', exist_ok=True)
-            write_json(f'{self.out}/args.json', {'command': shlex.join(sys.argv), 'identity': identity, 'args': vars(args),
-                                                 'versions': versions(device)})
+            write_json(self.path('args.json'), {'command': shlex.join(sys.argv), 'identity': identity,
+                                                'args': vars(args), 'versions': versions(device)})
         self.say(f"{self.out}: {json.dumps(vars(args))}")
 
     def path(self, name):
@@ -471,7 +494,7 @@ class Run:
         return load(self.path('last.pt')) if os.path.exists(self.path('last.pt')) else None
 
     def restore(self, nets, sums):
-        """Networks, moments, sums and step from last.pt; cuts both .jsonl back to that step. Returns the extra state."""
+        """Networks, moments, sums, step from last.pt; cuts both .jsonl back to it. Returns the saved extra state."""
         saved = self.saved()
         if saved is None:
             self.cut_back(-1)
@@ -572,9 +595,11 @@ class Run:
                                   'time': round(time.time() - self.start, 1)})
         left = int((a.steps - self.step) / rate)
         line = f"step {self.step}/{a.steps}  " + '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB"
+        line += f'  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}'
+        live = sys.stdout.isatty() and left > 0                                    # one line that moves, on a terminal
         if self.rank == 0:
-            print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
+            print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if live else '\n', flush=True)
 
     def save(self, nets, sums, extra, name='last.pt'):
         """last.pt: everything the next step depends on, and `done`."""
@@ -583,7 +608,8 @@ class Run:
         if self.rank:
             return
         state = {**to_cpu(extra()), 'sums': to_cpu(sums.total), 'best': self.best, 'ranks': self.ranks}
-        checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': self.step >= self.args.steps, 'state': state,
+        checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step,
+                      'done': self.step >= self.args.steps, 'state': state,
                       **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
                       'masks': {name: to_cpu(net.masked) for name, net in nets.items() if net.adam},
                       'opt': {name: to_cpu(net.moments()) for name, net in nets.items() if net.adam}}
@@ -592,7 +618,7 @@ class Run:
     def score(self, scores, name, protocol, net, masks):
         """Record repeated evaluations (metrics.evaluate) in metrics.jsonl: mean and spread over sets of z.
 
-        The best checkpoint by `choose` (one half of the reference) is kept in best.pt, to be reported on the other half."""
+        The best by `choose` (one half of the reference) is kept in best.pt, to be reported on the other half."""
         record = {'step': self.step, 'score': name}
         for part in scores[0].get(name, {}):
             values = [s[name][part] for s in scores]
@@ -606,7 +632,8 @@ class Run:
         self.say(f"step {self.step}: {'  '.join(words)}  {json.dumps(protocol)}")
         if 'choose' in record and (self.best is None or record['choose'] < self.best['choose']):
             self.best = record
-            best = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks), 'score': record}
+            best = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'score': record,
+                    'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks)}
             if self.rank == 0:
                 write(self.path('best.pt'), lambda tmp: torch.save(best, tmp))
 

@@ -10,8 +10,9 @@ Use:
     print(prune.sparsity(masks))
 
 Each network is ranked by itself, over all its convolution weights together:
-    alive = {i : m_i = 1};   m_i <- 0 for the int(rho |alive|) smallest |w_i| of alive;   sparsity after k rounds 1 - (1 - rho)^k
-The paper prunes G and D (its released code G alone).  Linear layers, embeddings, norms and biases stay dense, as released.
+    alive = {i : m_i = 1};   m_i <- 0 for the int(rho |alive|) smallest |w_i| of alive;
+    sparsity after k rounds 1 - (1 - rho)^k
+The paper prunes G and D (its code G alone).  Linear layers, embeddings, norms and biases stay dense, as released.
 """
 import torch
 from torch import nn
@@ -69,7 +70,8 @@ def sparsity(masks):
 def table(masks):
     """Lines 'name  alive / all  sparsity' per tensor, for a log."""
     short = [name.replace('.parametrizations', '').replace('.original', '') for name in masks]
-    return [f'{name:24} {int(m.sum()):9,} / {m.numel():9,}  {1 - m.float().mean():7.2%}' for name, m in zip(short, masks.values())]
+    return [f'{name:24} {int(m.sum()):9,} / {m.numel():9,}  {1 - m.float().mean():7.2%}'
+            for name, m in zip(short, masks.values())]
 
 
 def mismatch(net, state, masks):

@@ -5,8 +5,8 @@ Use:
     python report.py runs/demo --out page
 Reads args.json, log.jsonl, metrics.jsonl and samples/ of every run below the folder, nothing else.
 
-Scores are the mean over sets of z of one checkpoint, +- their standard deviation; `=` marks a difference from the dense row
-that is within the sum of the two spreads.  `best` was chosen on one half of the reference and is reported on the other.
+Scores are the mean over sets of z of one checkpoint, +- their standard deviation; `=` marks a difference from the dense
+row within the sum of the two spreads.  `best` was chosen on one half of the reference and is reported on the other.
 """
 import argparse
 import collections
@@ -20,16 +20,19 @@ from PIL import Image, ImageDraw
 
 import loop
 
-COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999']     # Okabe and Ito, for all eyes
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7',         # Okabe and Ito, for all eyes
+           '#E69F00', '#56B4E9', '#000000', '#999999']
 STYLES = ['-', '--', ':', '-.']
 
 
 def get_args(argv=None):
     """The flags; exits 2 when there is nothing to report."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('runs', nargs='?', default='runs', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the report (default: RUNS/report)')
-    p.add_argument('--hours', action='store_true', help='RUNS is a timed run: read "NAME SCRIPT FLAGS" lines, print the hours of each name')
+    p.add_argument('--hours', action='store_true',
+                   help='RUNS is a timed run: read "NAME SCRIPT FLAGS" lines, print the hours of each name')
     args = p.parse_args(argv)
     args.out = args.out or os.path.join(args.runs, 'report')
     return args
@@ -64,8 +67,9 @@ def label(flags, sparsity):
     pruned = max(sparsity.values())
     words = [f'ticket {pruned:.2%}' if pruned else 'dense']
     words += ['DiffAug'] if flags['aug'] == 'diffaug' else []
-    words += [f"{'noise' if flags['adv_noise'] else 'AdvAug'}{'' if flags['advaug'] == 'gd' else ' ' + flags['advaug'].upper()}"] \
-        if flags['advaug'] != 'none' else []
+    if flags['advaug'] != 'none':
+        kind = 'noise' if flags['adv_noise'] else 'AdvAug'
+        words.append(kind if flags['advaug'] == 'gd' else f"{kind} {flags['advaug'].upper()}")
     return ' + '.join(words)
 
 
@@ -78,7 +82,7 @@ def protocol(run):
 
 
 def change(run, dense):
-    """'-12.3' against the dense row of the same protocol and length, '=' within the sum of the spreads, '' without one."""
+    """'-12.3' against the dense row of the same protocol and length, '=' within the sum of spreads, '' without one."""
     if not dense or run is dense or run['flags']['steps'] != dense['flags']['steps']:
         return ''
     new, old = run['scores'][-1], dense['scores'][-1]
@@ -94,39 +98,44 @@ def table(runs):
         dense = next((r for r in rows if r['label'] == 'dense'), None)
         name, p = rows[0]['scores'][-1]['score'], json.loads(key)
         n = p['n_ref']
-        out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, against {p['ref']} "
-                f"(last: all {n['all']}, best: chosen on {n['choose']}, reported on the other {n['report']}); {p['features']}, "
-                f"resize {p['resize']}, weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}.", '',
+        out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, "
+                f"against {p['ref']} (last: all {n['all']}, best: chosen on {n['choose']}, "
+                f"reported on the other {n['report']}); {p['features']}, resize {p['resize']}, "
+                f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}.", '',
                 f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) | IS |',
                 '|---|---|---|---|---|---|---|']
         for r in rows:
             last, best = r['scores'][-1], min(r['scores'], key=lambda s: s['choose'])
-            out.append(f"| {r['label']}{'' if r['finished'] else ' (unfinished)'} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
+            unfinished = '' if r['finished'] else ' (unfinished)'
+            inception = '%.2f ± %.2f' % (last['is'], last['is_std']) if 'is' in last else '–'
+            out.append(f"| {r['label']}{unfinished} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
                        f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
-                       f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) "
-                       f"| {'%.2f ± %.2f' % (last['is'], last['is_std']) if 'is' in last else '–'} |")
-        out += ['', "± is the spread over sets of z of one training, not over trainings; '=' is a difference within the sum of two "
-                "spreads. One seed each.", '']
+                       f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) | {inception} |")
+        out += ['', "± is the spread over sets of z of one training, not over trainings; "
+                "'=' is a difference within the sum of two spreads. One seed each.", '']
     missing = [r['path'] for r in runs if not r['scores']]
     return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
 
 
 def curves(runs, out):
-    """score.png and accuracy.png: the score, and D's accuracies on training, held-out and generated images, over steps."""
+    """score.png and accuracy.png: the score and D's accuracy on training, held-out and generated images over steps."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    style = lambda i: dict(color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)])
+
+    def style(i):
+        return dict(color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)])
     figures = []
     scored = [r for r in runs if len(r['scores']) > 1]
     if scored:
         fig, ax = plt.subplots(figsize=(7, 4))
         for i, r in enumerate(scored):
-            ax.errorbar([s['step'] for s in r['scores']], [s['all'] for s in r['scores']], [s['all_std'] for s in r['scores']],
-                        label=r['label'], marker='o', capsize=3, **style(i))
-        ax.set(xlabel='G updates', ylabel=scored[0]['scores'][0]['score'], yscale='log')
+            steps, values, spread = ([s[key] for s in r['scores']] for key in ('step', 'all', 'all_std'))
+            ax.errorbar(steps, values, spread, label=r['label'], marker='o', capsize=3, **style(i))
+        score = scored[0]['scores'][0]['score']
+        ax.set(xlabel='G updates', ylabel=score, yscale='log')
         ax.legend(fontsize=8)
-        figures.append(('score.png', fig, f"{scored[0]['scores'][0]['score']} over training; protocol as in the table."))
+        figures.append(('score.png', fig, f'{score} over training; protocol as in the table.'))
     columns = [('acc_train', 'training images'), ('acc_held', 'held-out images'), ('acc_gen', 'generated images')]
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
     for ax, (key, title) in zip(axes, columns):
@@ -137,7 +146,8 @@ def curves(runs, out):
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
     axes[0].set_ylabel("D's accuracy")
     axes[2].legend(fontsize=7)
-    figures.append(('accuracy.png', fig, "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2)."))
+    figures.append(('accuracy.png', fig,
+                    "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2)."))
     for name, fig, _ in figures:
         fig.tight_layout()
         loop.write(f'{out}/{name}', lambda tmp, fig=fig: fig.savefig(tmp, dpi=120, format='png'))
@@ -169,18 +179,21 @@ def grids(runs, out):
 
 
 def hours(timed, commands):
-    """One line per name: trainings, iterations and hours of its commands at the measured speed (AdvAug: G's passes twice)."""
+    """One line per name: trainings and hours of its commands at the measured speed (AdvAug: G's passes twice)."""
     log, flags = lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
     seconds = flags['batch'] * flags['d_steps'] / log[-1]['images_per_s']
     cost = collections.defaultdict(lambda: [0, 0.])
     for command in commands:
         name, _, *rest = command.split()
-        value = lambda flag, default, rest=rest: rest[rest.index(flag) + 1] if flag in rest else default
+
+        def value(flag, default, rest=rest):
+            return rest[rest.index(flag) + 1] if flag in rest else default
         rounds, steps = int(value('--rounds', 1)), int(value('--steps', 50000))
         factor = 1.3 if value('--advaug', 'none') in ('g', 'gd') else 1.
         cost[name][0] += rounds
         cost[name][1] += rounds * steps * seconds * factor / 3600
-    return [f'  {name}: {n} trainings, about {h:,.0f} hours at {seconds:.1f} s an iteration' for name, (n, h) in cost.items()]
+    return [f'  {name}: {n} trainings, about {h:,.0f} hours at {seconds:.1f} s an iteration'
+            for name, (n, h) in cost.items()]
 
 
 def main(args):

@@ -25,14 +25,15 @@ from models import sngan
 
 PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
     'paper': {},                                              # the flag defaults are the paper's CIFAR-10 values
-    'demo': dict(ch_g=32, ch_d=32, steps=1000, d_steps=1, batch=16, g_batch=16, lr_g=1e-3, lr_d=1e-3, ema=.99, eval_samples=500,
-                 log_every=25),                               # two minutes on two CPU cores
+    'demo': dict(ch_g=32, ch_d=32, steps=1000, d_steps=1, batch=16, g_batch=16, lr_g=1e-3, lr_d=1e-3, ema=.99,
+                 eval_samples=500, log_every=25),             # two minutes on two CPU cores
 }
 
 
 def get_args(argv=None):
     """The flags of this script; exits 2 on what contradicts itself."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     for leaf in (images, loop, augment, advaug, metrics):
         leaf.add_flags(p)
     a = p.add_argument
@@ -51,9 +52,9 @@ def get_args(argv=None):
     for leaf in (augment, advaug):
         if sentence := leaf.contradiction(args, p.get_default):
             loop.refuse(sentence)
-    for flag, net in (('adv_cut_g', sngan.Generator), ('adv_cut_d', sngan.Discriminator)):
-        if abs(getattr(args, flag)) > net.cuts:
-            loop.refuse(f"--{flag.replace('_', '-')} {getattr(args, flag)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}")
+    for name, net in (('adv_cut_g', sngan.Generator), ('adv_cut_d', sngan.Discriminator)):
+        if abs(getattr(args, name)) > net.cuts:
+            loop.refuse(f'{loop.flag(args, name)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}')
     return widths(args, first)
 
 
@@ -71,7 +72,8 @@ def widths(args, given):
         G, D = build(args)
         for name, net in (('G', G), ('D', D)):
             if sentence := prune.mismatch(net, ticket['init'][name], ticket['mask'][name]):
-                loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; leave out --ch-g, --ch-d and --res {args.res}')
+                loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
+                            f'leave out --ch-g and --ch-d, and give the --res of the ticket ({ticket["args"]["res"]})')
     return args
 
 
@@ -101,22 +103,22 @@ def start(args):
 
 
 def d_loss(D, real, fake, args, sums):
-    """L_D + lambda_2 L_D^adv on images [N, 3, H, W], [N, 3, H, W]; the adversary lowers D on reals and raises it on fakes."""
+    """L_D + lambda_2 L_D^adv (Eqs. 5-6) on images [N, 3, H, W]; the adversary lowers D on reals, raises it on fakes."""
     f_D, n = losses.LOSSES[args.loss][0], len(real)
     both = torch.cat((real, fake))                                                 # [2N, 3, H, W]
     both = augment.draw(args.aug_policy if args.aug == 'diffaug' else None, both)(both)
-    sign = torch.ones(2 * n, device=both.device)
-    if args.adv_sign == 'adversary':                                               # released: up everywhere
-        sign[:n] = -1
     passes = [both] if args.d_pass == 'joint' else both.chunk(2)
-    halves = [D.split(x, args.adv_cut_d) for x in passes]
-    logits = torch.cat([D2(h) for h, D2 in halves])                                # [2N]
+    split = [D.split(x, args.adv_cut_d) for x in passes]
+    logits = torch.cat([D2(h) for h, D2 in split])                                 # [2N]
     loss = losses.d_loss(logits[:n], logits[n:], f_D)
     sums.add(L_D=loss, D_real=logits[:n], D_fake=logits[n:])
     if 'd' in args.advaug:
-        moved = torch.cat([D2(perturb(h, lambda h, D2=D2, s=s: s * D2(h), args)) for (h, D2), s in zip(halves, sign.chunk(len(passes)))])
-        adv = losses.d_loss(moved[:n], moved[n:], f_D)
-        loss = loss + args.adv_lambda_d * sums.add(L_D_adv=adv)
+        sign = torch.ones(2 * n, device=both.device)                               # released: up for the reals too
+        sign[:n] = -1 if args.adv_sign == 'adversary' else 1
+        moved = [D2(perturb(h, lambda h, D2=D2, s=s: s * D2(h), args))
+                 for (h, D2), s in zip(split, sign.chunk(len(passes)))]
+        moved = torch.cat(moved)                                                   # [2N]
+        loss = loss + args.adv_lambda_d * sums.add(L_D_adv=losses.d_loss(moved[:n], moved[n:], f_D))
     return loss
 
 
@@ -151,10 +153,12 @@ def note(run, data, args):
     for line in data.report:
         run.say(line)
     if args.mask and (found := loop.load(args.mask)['data']) not in (None, data.fingerprint):
-        run.say(f'--mask {args.mask} was found on other images ({found}) than these ({data.fingerprint}): the paper uses the same')
+        run.say(f'--mask {args.mask} was found on other images ({found}) than these ({data.fingerprint}): '
+                'the paper finds and trains a ticket on the same ones')
     if run.rank == 0:
         images.save_grid(run.path('reals.png'), data.images[:64])
-        loop.write_json(run.path('subset.json'), {'data': data.name, 'of': data.total, 'fingerprint': data.fingerprint, 'index': data.index})
+        loop.write_json(run.path('subset.json'), {'data': data.name, 'of': data.total,
+                                                  'fingerprint': data.fingerprint, 'index': data.index})
 
 
 def settled(E, device, batches):
@@ -185,9 +189,10 @@ def evaluate(run, E, args, data, masks, extractor, names, refs):
 
     def sample(first):
         return lambda a, b: metrics.to_uint8(net(loop.latents(range(first + a, first + b), net.z_dim, device)))
-    scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names) for r in range(args.eval_repeats)]
-    protocol = {**scores[0]['protocol'], 'ref': data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats, 'seed': args.seed,
-                'sparsity': {name: round(prune.sparsity(m), 4) for name, m in masks.items()},
+    scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names)
+              for r in range(args.eval_repeats)]
+    protocol = {**scores[0]['protocol'], 'ref': data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats,
+                'seed': args.seed, 'sparsity': {name: round(prune.sparsity(m), 4) for name, m in masks.items()},
                 'generator': f'EMA {args.ema}, BN settled on 64 x 64 z'}
     run.score(scores, extractor.score, protocol, net, masks)
 
@@ -218,8 +223,8 @@ def main(args):
     refs = references(data, extractor) if extractor else {}
 
     n, m, z_dim = args.batch // run.ranks, args.g_batch // run.ranks, G.net.z_dim
-    x, z = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last), torch.empty(n, z_dim, device=device)
-    z_g = torch.empty(m, z_dim, device=device)                                     # static: a CUDA graph reads them in place
+    x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
+    z, z_g = torch.empty(n, z_dim, device=device), torch.empty(m, z_dim, device=device)
     context = lambda: loop.autocast(args, device)
 
     def d_step(part):
@@ -236,15 +241,16 @@ def main(args):
             rng = loop.rng(args.seed, 'D', step, k)
             index = loop.order(len(reals), ((step - 1) * args.d_steps + k) * args.batch, args.batch, args.seed)
             flip = rng.random(args.batch) < .5 * args.mirror
-            x.copy_(images.batch(reals, loop.mine(index), loop.mine(flip)))
-            z.copy_(torch.from_numpy(loop.mine(rng.standard_normal((args.batch, z_dim), 'float32'))))
+            x.copy_(images.batch(reals, loop.mine(index), loop.mine(flip)))        # in place: a CUDA graph reads x, z
+            z.copy_(loop.gaussian(rng, args.batch, z_dim))
             D.update(d_step, loop.parts(n, args.batch_gpu))
-        z_g.copy_(torch.from_numpy(loop.mine(loop.rng(args.seed, 'G', step).standard_normal((args.g_batch, z_dim), 'float32'))))
+        z_g.copy_(loop.gaussian(loop.rng(args.seed, 'G', step), args.g_batch, z_dim))
         G.update(g_step, loop.parts(m, args.batch_gpu))
         E.track(G, args.ema)
         if run.due('log'):
             seen = dict(train=images.batch(reals[:128]), held=images.batch(held), gen=E.net.eval()(z))
-            run.notes.update(loop.accuracies(D.net, **seen), sparsity_G=prune.sparsity(masks['G']), sparsity_D=prune.sparsity(masks['D']))
+            sparsity = {f'sparsity_{name}': prune.sparsity(masks[name]) for name in 'GD'}
+            run.notes.update(loop.accuracies(D.net, **seen), **sparsity)
         if run.due('sample'):
             grid(run, E, device)
         if extractor and run.due('eval'):

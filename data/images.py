@@ -39,11 +39,13 @@ HEIC = ('.heic', '.heif', '.avif')
 def add_flags(parser):
     """The flags that choose and cut a data set; returns the parser."""
     a = parser.add_argument
-    a('--data', required=True, metavar='NAME|FOLDER|ZIP', help=f"{', '.join(NAMES)}, or images (sub-folders are classes)")
+    a('--data', required=True, metavar='NAME|FOLDER|ZIP',
+      help=f"{', '.join(NAMES)}, or images (sub-folders are classes)")
     a('--root', default='datasets', help='where downloaded data sets lie')
     a('--frac', default='1.0', help='share of the training images, 0 < F <= 1, or a whole number above 1 of images')
     a('--data-seed', type=int, default=0, help='the random subset')
-    a('--subset', choices=['random', 'first'], default='random', help='first: the first images of the file, as released')
+    a('--subset', choices=['random', 'first'], default='random',
+      help='first: the first images of the file, as released')
     a('--holdout', type=int, help='images kept from training (default: the test split, else what --frac leaves out)')
     a('--ref', choices=['auto', 'train', 'test', 'all'], default='auto',
       help='reference of the scores; auto: the test split where the set has one, else the training images')
@@ -81,18 +83,20 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
         refuse(f'--frac {frac} leaves none of the {n} images: use a larger share, or a number of images')
     chosen = pick(train, keep)
     held = pick(train, left)['images'] if holdout else test['images'] if test else pick(train, left)['images']
-    few = data == 'emoji-faces'                               # few-shot: the training images are the reference (the paper's 5.3)
+    few = data == 'emoji-faces'                               # few-shot (the paper's 5.3): scores against the shots
     which = ref if ref != 'auto' else 'test' if test and not few else 'train'
     if which == 'test' and not test:
         refuse(f'--ref test: {data} has no test split; use --ref train or --ref all')
     name = data if data in NAMES else os.path.basename(data.rstrip('/'))
     reference = {'train': chosen, 'test': test, 'all': train}[which]['images']
-    fingerprint = hashlib.sha256(chosen['images'].numpy().tobytes() + chosen['labels'].numpy().tobytes()).hexdigest()[:16]
-    report.append(f'{name}: {len(keep)} of {n} training images at {res} px, {len(classes)} classes, {len(held)} held out, '
-                  f'scores against {which} ({len(reference)})')
+    content = chosen['images'].numpy().tobytes() + chosen['labels'].numpy().tobytes()
+    fingerprint = hashlib.sha256(content).hexdigest()[:16]
+    report.append(f'{name}: {len(keep)} of {n} training images at {res} px, {len(classes)} classes, '
+                  f'{len(held)} held out, scores against {which} ({len(reference)})')
     return types.SimpleNamespace(
-        name=name, images=chosen['images'], labels=chosen['labels'], classes=classes, holdout=held if len(held) else None,
-        ref=reference, ref_name=f'{name}-{which}', index=keep.tolist(), fingerprint=fingerprint, report=report, total=n)
+        name=name, images=chosen['images'], labels=chosen['labels'], classes=classes,
+        holdout=held if len(held) else None, ref=reference, ref_name=f'{name}-{which}',
+        index=keep.tolist(), fingerprint=fingerprint, report=report, total=n)
 
 
 def share(frac):
@@ -133,7 +137,10 @@ def cut(train, count, seed, subset, holdout):
     free = total[-1] - (holdout or 0)                         # held-out groups come from the end of the permutation
     k = np.searchsorted(total, min(count, free), side='right')
     k = max(k, 1) if count and free >= total[0] else k
-    rows = lambda gs: np.sort(np.concatenate([members[g] for g in gs])).astype(int) if len(gs) else np.zeros(0, int)
+
+    def rows(ids):
+        found = [members[g] for g in ids]
+        return np.sort(np.concatenate(found)).astype(int) if found else np.zeros(0, int)
     if holdout:
         k2 = np.searchsorted(total, free, side='right')
         return rows(order[:k]), rows(order[k2:])
@@ -143,12 +150,13 @@ def cut(train, count, seed, subset, holdout):
 def part(images, labels=None, groups=None, plain=None):
     """One split: images uint8 [N, 3, H, W], labels int64 [N], groups [N], plain bool [N] or None."""
     n = len(images)
-    return {'images': images, 'labels': torch.zeros(n, dtype=torch.int64) if labels is None else torch.as_tensor(labels, dtype=torch.int64),
-            'groups': np.arange(n) if groups is None else np.asarray(groups), 'plain': plain}
+    labels = torch.zeros(n, dtype=torch.int64) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+    groups = np.arange(n) if groups is None else np.asarray(groups)
+    return {'images': images, 'labels': labels, 'groups': groups, 'plain': plain}
 
 
 def pick(split, rows):
-    return {'images': split['images'][rows], 'labels': split['labels'][rows], 'groups': split['groups'][rows], 'plain': None}
+    return {**{k: split[k][rows] for k in ('images', 'labels', 'groups')}, 'plain': None}
 
 
 def read(data, root, res, crop, strict):
@@ -186,7 +194,8 @@ def cifar(name, root, res):
     except (OSError, RuntimeError) as e:
         refuse(f'--data {name} is not in --root {root} and cannot be fetched ({e}): put {kind.filename} '
                f'from {kind.url} there, or unpack it to {os.path.join(root, kind.base_folder)}')
-    train, test = (part(resize(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), res), s.targets) for s in splits)
+    train, test = (part(resize(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), res), s.targets)
+                   for s in splits)
     return train, test, splits[0].classes, []
 
 
@@ -210,7 +219,9 @@ def fashion(root, res):
         refuse(f'--data fashion-mnist: its four idx files are in none of {", ".join(places)}; get them with '
                "'apt install dataset-fashion-mnist' or from https://github.com/zalandoresearch/fashion-mnist")
     x, y, x_test, y_test = (torch.from_numpy(idx(p).copy()) for p in paths)
-    image = lambda x: resize(F.pad(x, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1), res)
+
+    def image(x):
+        return resize(F.pad(x, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1), res)
     classes = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
     return part(image(x), y.long()), part(image(x_test), y_test.long()), classes, []
 
@@ -225,7 +236,8 @@ def emoji(name, res):
         refuse(f'--data {name}: {e.filename} is missing; make it with python data/make_emoji.py')
     s = info['sets'][name]
     t, n = s['size'], len(s['class'])
-    tiles = sheet.reshape(sheet.shape[0] // t, t, sheet.shape[1] // t, t, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, t, t)[:n]
+    grid = sheet.reshape(sheet.shape[0] // t, t, sheet.shape[1] // t, t, 3)        # [rows, t, columns, t, 3]
+    tiles = grid.transpose(0, 2, 4, 1, 3).reshape(-1, 3, t, t)[:n]
     whole = part(resize(torch.from_numpy(tiles.copy()), res), s['class'], s['base'], np.array(s['plain'], bool))
     if 'split' not in s:
         return whole, None, info['classes'], []
@@ -247,7 +259,7 @@ def rgb(im):
     kind = im.mode
     turned = im.getexif().get(0x0112, 1) != 1
     im = ImageOps.exif_transpose(im)
-    if im.mode.startswith('I') or im.mode == 'F':             # 16-bit and float greys: PIL's own convert would clip them
+    if im.mode.startswith('I') or im.mode == 'F':             # 16-bit and float greys: PIL's convert would clip them
         x = np.asarray(im).astype(np.float64)
         x = x / 257 if x.max() > 255 else x
         im = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
@@ -261,7 +273,8 @@ def rgb(im):
 def listing(path):
     """(name inside, opener) of every file in a folder or zip, sorted; hidden files and folders are passed over."""
     if os.path.isdir(path):
-        names = [os.path.relpath(os.path.join(d, f), path) for d, _, files in os.walk(path, followlinks=True) for f in files]
+        names = [os.path.relpath(os.path.join(d, f), path)
+                 for d, _, files in os.walk(path, followlinks=True) for f in files]
         opener = lambda name: open(os.path.join(path, name), 'rb').read()
     else:
         try:
@@ -269,7 +282,8 @@ def listing(path):
         except (zipfile.BadZipFile, OSError) as e:
             refuse(f'--data {path} is neither a folder nor a readable zip ({e})')
         names, opener = [n for n in archive.namelist() if not n.endswith('/')], archive.read
-    visible = [n for n in names if not any(p.startswith('.') or p == '__MACOSX' for p in n.replace('\\', '/').split('/'))]
+    visible = [n for n in names
+               if not any(p.startswith('.') or p == '__MACOSX' for p in n.replace('\\', '/').split('/'))]
     return sorted(visible), opener
 
 
@@ -293,7 +307,8 @@ def folder(path, res, crop, strict):
     if bad and strict:
         refuse(f'--strict: {len(bad)} of {len(names)} images in {path} cannot be read: {"; ".join(bad[:5])}')
     if not good:
-        refuse(f'--data {path} holds no image that can be read ({", ".join(ENDINGS)}){": " if bad else ""}{"; ".join(bad[:5])}')
+        refuse(f'--data {path} holds no image that can be read ({", ".join(ENDINGS)})'
+               f'{": " if bad else ""}{"; ".join(bad[:5])}')
     kinds = collections.Counter(why for x, why in decoded if x is not None)
     report = [f'{path}: {len(good)} images read: ' + '; '.join(f'{n} x {k}' for k, n in kinds.most_common())]
     report += [f'{len(bad)} skipped, not readable: ' + '; '.join(bad[:20])] if bad else []
@@ -301,11 +316,14 @@ def folder(path, res, crop, strict):
     common = os.path.commonpath(directories) if all(directories) else ''
     kind = [os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in directories]
     classes = sorted(set(kind))
-    return part(torch.from_numpy(np.stack([x for _, x in good])), [classes.index(k) for k in kind]), None, classes, report
+    whole = part(torch.from_numpy(np.stack([x for _, x in good])), [classes.index(k) for k in kind])
+    return whole, None, classes, report
 
 
 def batch(images, index=None, flip=None):
-    """Rows [n] (default: all) of uint8 images on their device as float [-1, 1] [n, 3, H, W] channels_last, mirrored where flip [n] is true."""
+    """Rows [n] (default: all) of uint8 images on their device as float [-1, 1] [n, 3, H, W] channels_last.
+
+    flip [n]: mirrored where true."""
     x = images if index is None else images[torch.as_tensor(index, device=images.device)]
     if flip is not None:
         flip = torch.as_tensor(flip, device=images.device)[:, None, None, None]

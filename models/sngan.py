@@ -10,9 +10,9 @@ Use:
 Spectral normalisation:  W_bar = W / sigma(W),  sigma(W) = u^T W v  after one power iteration  v ~ W^T u,  u ~ W v
 for every training-mode forward, or for every `with torch.nn.utils.parametrize.cached():` around several of them.
 
-The layers are those of the authors' released SNGAN. Two of its steps are written as one convolution each, which is the
-same function: nearest x2 then 3x3 is a transposed 4x4 of stride 2, and 3x3 then 2x2 mean is a 4x4 of stride 2 (both with
-4/9 of the multiplications); 1x1 shortcuts run at the lower of the two resolutions, where they commute with resampling.
+The layers are those of the authors' released SNGAN.  Two of its steps are written as one convolution each, which is
+the same function: nearest x2 then 3x3 is a transposed 4x4 of stride 2, and 3x3 then 2x2 mean is a 4x4 of stride 2 (both
+with 4/9 of the multiplications); 1x1 shortcuts run at the lower of two resolutions, where they commute with resampling.
 """
 import torch
 import torch.nn.functional as F
@@ -150,7 +150,8 @@ class Generator(Cut):
 class Discriminator(Cut):
     """Images in [-1, 1] [N, 3, H, W] -> logits [N], fp32.
 
-    Stages: 0 block1 [N, ch, H/2, W/2] | 1 block2 [N, ch, H/4, W/4] | 2 block3 | 3 block4 | 4 ReLU, sum [N, ch] | 5 linear."""
+    Stages: 0 block1 [N, ch, H/2, W/2] | 1 block2 [N, ch, H/4, W/4] | 2 block3 | 3 block4 | 4 ReLU, sum [N, ch] |
+    5 linear."""
 
     cuts = 6
 
@@ -180,6 +181,6 @@ def initialise(net):
             weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
             nn.init.xavier_uniform_(weight)
             if weight.device.type != 'meta':
-                module.weight                                  # a first power iteration, for eval mode before any training
+                module.weight                                  # a first power iteration, for eval mode before training
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1., .02)

@@ -1,4 +1,4 @@
-"""advaug.py: PGD climbs, stays in its ball, leaves nothing behind; the closed form at D's last layer; the fast backward."""
+"""advaug.py: PGD climbs in its ball, leaves nothing behind; the closed form at D's last layer; the fast backward."""
 import argparse
 
 import pytest
@@ -74,7 +74,7 @@ def test_backward_gives_the_gradients_of_the_plain_form(steps, loss, cut):
         G.zero_grad()
         with parametrize.cached():
             h, G2 = G.split(z, cut)
-            fool = lambda h: losses.g_loss(D.eval()(T(G2(h))), f_G)
+            fool = lambda h, G2=G2: losses.g_loss(D.eval()(T(G2(h))), f_G)
             if fast:
                 advaug.backward(h, fool, steps, .05, weight=.7)
             else:
@@ -105,8 +105,9 @@ def test_noise_has_the_asked_spread_and_keeps_the_gradient():
 
 
 @pytest.mark.parametrize('flags, word', [
-    (['--adv-step', '.1'], '--advaug'), (['--advaug', 'gd', '--adv-pgd', '0'], '--adv-pgd 0'), (['--advaug', 'g', '--adv-cut-d', '2'], '--adv-cut-d'),
-    (['--advaug', 'gd', '--adv-step', '0'], '--adv-step 0'), (['--advaug', 'd', '--adv-noise', '.01', '--adv-pgd', '3'], '--adv-noise'),
+    (['--adv-step', '.1'], '--advaug'), (['--advaug', 'gd', '--adv-pgd', '0'], '--adv-pgd 0'),
+    (['--advaug', 'g', '--adv-cut-d', '2'], '--adv-cut-d'), (['--advaug', 'gd', '--adv-step', '0'], '--adv-step 0'),
+    (['--advaug', 'd', '--adv-noise', '.01', '--adv-pgd', '3'], '--adv-noise'),
     (['--advaug', 'gd', '--adv-eps', '-1'], '--adv-eps')])
 def test_flags_that_would_do_nothing_are_named(flags, word):
     p = advaug.add_flags(argparse.ArgumentParser())

@@ -23,7 +23,9 @@ def test_color_draws_brightness_saturation_and_contrast_from_their_ranges():
     x = torch.empty(N, 3, 1, 2)
     # two pixels with channels +-a: the transform is affine, so three probes give its three parameters
     T = augment.draw('color', x)
-    probe = lambda a, b: torch.tensor([[a, b], [0., 0.], [-a, -b]]).view(1, 3, 1, 2).expand(N, 3, 1, 2)
+
+    def probe(a, b):
+        return torch.tensor([[a, b], [0., 0.], [-a, -b]]).view(1, 3, 1, 2).expand(N, 3, 1, 2)
     brightness = T(probe(0, 0)).mean((1, 2, 3))
     uniform(brightness, -.5, .5)
     y = T(probe(1., 1.))
@@ -47,7 +49,8 @@ def test_translation_is_uniform_over_whole_pixels_up_to_an_eighth(size, s):
         shift = y.sum(axis).argmax(1) - size // 2
         counts = torch.bincount(shift + s, minlength=2 * s + 1)
         expected = n / (2 * s + 1)
-        assert len(counts) == 2 * s + 1 and ((counts - expected) ** 2 / expected).sum() < 2 * s + 6 * (4 * s) ** .5     # chi square
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        assert len(counts) == 2 * s + 1 and chi_square < 2 * s + 6 * (4 * s) ** .5
     rows, columns = (y.sum(a).argmax(1).float() for a in (2, 1))
     assert abs(torch.corrcoef(torch.stack((rows, columns)))[0, 1]) < 4 / n ** .5
 
@@ -119,7 +122,7 @@ def test_no_policy_is_the_identity_and_bf16_comes_back_as_fp32():
     assert torch.equal(augment.draw(None, x)(x), x)
     with torch.autocast('cpu', torch.bfloat16):
         y = augment.draw('translation', x)(x)
-    assert y.dtype == torch.float32 and set(y.unique().tolist()) <= {*x.unique().tolist(), 0.}     # no rounding on the way
+    assert y.dtype == torch.float32 and set(y.unique().tolist()) <= {*x.unique().tolist(), 0.}     # no rounding
 
 
 def test_an_unknown_part_and_a_policy_without_diffaug_are_named():

@@ -18,8 +18,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3)).to(
-        memory_format=torch.channels_last)
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3)
+    return torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
 def loss_of(net, step):
@@ -35,14 +35,14 @@ def test_flat_equals_per_parameter_adam_bit_for_bit():
         loss_of(plain, step).backward()
         adam.step()
         flat.now = step + 1
-        flat.update(lambda part: loss_of(flat.net, step))
-    for (name, a), b in zip(plain.state_dict().items(), flat.net.state_dict().values()):
+        flat.update(lambda part, step=step: loss_of(flat.net, step))
+    for (name, a), b in zip(plain.state_dict().items(), flat.net.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
 def test_views_keep_shapes_strides_and_alignment():
     plain, flat = net(), loop.Flat(net(), 1e-2)
-    for (name, a), (_, b) in zip(plain.named_parameters(), flat.net.named_parameters()):
+    for a, b in zip(plain.parameters(), flat.net.parameters(), strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride() == b.grad.stride()
         assert b.storage_offset() % 64 == 0 and b.untyped_storage().data_ptr() == flat.w.untyped_storage().data_ptr()
     assert not any(p.requires_grad for p in flat.net.parameters())
@@ -53,7 +53,7 @@ def test_masked_weights_are_exactly_zero_whatever_happens():
     flat, ema = loop.Flat(net(), 1e-1, (.9, .999), mask=masks), loop.Flat(net(), mask=masks)
     for step in range(4):
         flat.now = step + 1
-        flat.update(lambda part: loss_of(flat.net, step))
+        flat.update(lambda part, step=step: loss_of(flat.net, step))
         ema.track(flat, .9)
     for which in (flat, ema):
         parameters = dict(which.net.named_parameters())
@@ -83,7 +83,7 @@ def test_micro_batches_sum_to_the_big_batch_and_share_w_over_sigma():
         flat.now = 1
         flat.update(lambda part, flat=flat: F.relu(1 - flat.net(x[part])).mean(), loop.parts(8, micro))
     assert torch.allclose(whole.g, parted.g, atol=1e-6 * whole.g.abs().max())
-    for a, b in zip(whole.net.buffers(), parted.net.buffers()):
+    for a, b in zip(whole.net.buffers(), parted.net.buffers(), strict=True):
         assert torch.equal(a, b)                               # one power iteration each
 
 
@@ -106,7 +106,7 @@ def test_an_update_that_is_not_finite_is_named_and_holds_back_all_later_ones():
 def test_moments_travel_by_parameter_name():
     a = loop.Flat(net(), 1e-2, (.5, .9))
     for step in range(3):
-        a.update(lambda part: loss_of(a.net, step))
+        a.update(lambda part, step=step: loss_of(a.net, step))
     b = loop.Flat(net(1), 1e-2, (.5, .9))
     b.net.load_state_dict(a.net.state_dict())
     b.load_moments(loop.to_cpu(a.moments()))
@@ -125,7 +125,8 @@ def test_every_image_is_seen_once_an_epoch_even_when_the_set_is_smaller_than_the
 
 
 def test_streams_and_steps_do_not_meet():
-    draws = {tuple(loop.rng(s, name, *step).integers(2 ** 62, size=2)) for s in (0, 1) for name in ('D', 'G') for step in ((), (1,), (1, 0), (2,))}
+    streams = [(s, name, *step) for s in (0, 1) for name in ('D', 'G') for step in ((), (1,), (1, 0), (2,))]
+    draws = {tuple(loop.rng(*stream).integers(2 ** 62, size=2)) for stream in streams}
     assert len(draws) == 16
     assert loop.rng(0, 'D', 5).random() == loop.rng(0, 'D', 5).random()
 
@@ -140,8 +141,10 @@ def test_settled_statistics_are_the_mean_over_the_batches_and_the_network_is_lef
     batches = [(torch.randn(16, 3, 9, 9),) for _ in range(5)]
     settled = loop.settle(original, batches)
     hidden = [original[0](b[0]) for b in batches]
-    assert torch.allclose(settled[1].running_mean, torch.stack([h.mean((0, 2, 3)) for h in hidden]).mean(0), atol=1e-6)
-    assert torch.allclose(settled[1].running_var, torch.stack([h.transpose(0, 1).flatten(1).var(1) for h in hidden]).mean(0), rtol=1e-5)
+    means = torch.stack([h.mean((0, 2, 3)) for h in hidden])                       # [5, 8]
+    variances = torch.stack([h.transpose(0, 1).flatten(1).var(1) for h in hidden])
+    assert torch.allclose(settled[1].running_mean, means.mean(0), atol=1e-6)
+    assert torch.allclose(settled[1].running_var, variances.mean(0), rtol=1e-5)
     assert not settled.training and all(torch.equal(v, before[k]) for k, v in original.state_dict().items())
 
 
@@ -155,7 +158,8 @@ def test_sums_are_means_since_the_last_reading():
 def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
     D = sngan.Discriminator(8)
     before = copy.deepcopy(D.state_dict())
-    values = loop.accuracies(D, train=torch.randn(5, 3, 32, 32), held=torch.zeros(0, 3, 32, 32), gen=torch.randn(5, 3, 32, 32))
+    values = loop.accuracies(D, train=torch.randn(5, 3, 32, 32), held=torch.zeros(0, 3, 32, 32),
+                             gen=torch.randn(5, 3, 32, 32))
     assert set(values) == {'D_train', 'acc_train', 'D_gen', 'acc_gen'} and D.training
     assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())
     judge = torch.nn.Sequential(torch.nn.Flatten(0))
@@ -206,10 +210,15 @@ torch.save({{'D': D.net.state_dict(), 'G': G.net.state_dict()}}, f'{out}/{{ranks
 
 
 def test_two_ranks_follow_one_process_and_each_other(tmp_path):
-    """D has no batch statistic: two halves equal the whole. G's BN statistics ride in the all-reduce: bit-identical ranks."""
+    """D has no batch statistic: two halves equal the whole.
+
+    G's BN statistics ride in the all-reduce: bit-identical ranks."""
     code = TWO.format(root=ROOT, out=tmp_path)
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29517'}
-    start = lambda rank, ranks: subprocess.Popen([sys.executable, '-c', code], env={**env, 'RANK': str(rank), 'WORLD_SIZE': str(ranks)})
+
+    def start(rank, ranks):
+        place = {'RANK': str(rank), 'WORLD_SIZE': str(ranks)}
+        return subprocess.Popen([sys.executable, '-c', code], env={**env, **place})
     for processes in ([start(0, 1)], [start(0, 2), start(1, 2)]):
         assert [p.wait(120) for p in processes] == [0] * len(processes)
     one, first, second = (loop.load(tmp_path / name) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))

@@ -26,7 +26,9 @@ def test_parameter_total_of_D_is_that_of_the_release_and_its_pruned_part_too():
     with torch.device('meta'):
         G, D = sngan.Generator(), sngan.Discriminator()
     assert sum(p.numel() for p in D.parameters()) == 1053824
-    convs = lambda net: sum(p.numel() for p in net.parameters() if p.dim() == 4)
+
+    def convs(net):
+        return sum(p.numel() for p in net.parameters() if p.dim() == 4)
     assert (convs(G), convs(D)) == (3742464, 1052416)
 
 
@@ -72,9 +74,10 @@ def test_G_and_D_equal_the_released_layers_with_their_gradients(res):
             G.zero_grad(), D.zero_grad()
             y = f()
             (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
-            results.append((y.detach(), {n: p.grad.clone() for net in (G, D) for n, p in net.named_parameters() if p.grad is not None}))
+            named = [*G.named_parameters(), *D.named_parameters()]
+            results.append((y.detach(), {n: p.grad.clone() for n, p in named if p.grad is not None}))
         close(results[0][0], results[1][0])
-        scale = max(g.abs().max() for g in results[1][1].values())         # a bias in front of a BN has gradient 0 up to rounding
+        scale = max(g.abs().max() for g in results[1][1].values())         # biases before a BN get rounding noise only
         for name, g in results[1][1].items():
             assert (results[0][1][name] - g).abs().max() < 1e-5 * scale, name
 

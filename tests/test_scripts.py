@@ -1,4 +1,4 @@
-"""The scripts end to end on tiny settings: resume, endings, tickets, ranks, refusals; and twenty updates against a plain loop."""
+"""The scripts end to end, tiny: resume, endings, tickets, ranks, refusals; and twenty updates against a plain loop."""
 import copy
 import json
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_models import slow_D, slow_G
 
 import find_ticket
 import generate
@@ -19,11 +20,11 @@ import losses
 import prune
 import report
 import train_sngan
-from test_models import slow_D, slow_G
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = ['--data', 'emoji-faces', '--frac', '20', '--ch-g', '8', '--ch-d', '8', '--batch', '8', '--g-batch', '8', '--metrics', 'none',
-        '--log-every', '2', '--device', 'cpu', '--precision', 'fp32', '--d-steps', '2', '--preset', 'paper']
+TINY = ['--data', 'emoji-faces', '--frac', '20', '--ch-g', '8', '--ch-d', '8', '--batch', '8', '--g-batch', '8',
+        '--metrics', 'none', '--log-every', '2', '--device', 'cpu', '--precision', 'fp32', '--d-steps', '2',
+        '--preset', 'paper']
 METHOD = ['--aug', 'diffaug', '--advaug', 'gd']
 
 
@@ -38,10 +39,11 @@ def find(out, *flags):
 def process(script, *flags, ranks=1, port=29519):
     """A script as a process of its own (or one per rank), one thread each."""
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    extra = [{'RANK': str(r), 'WORLD_SIZE': str(ranks), 'LOCAL_RANK': str(r), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-             for r in range(ranks)] if ranks > 1 else [{}]
-    start = [subprocess.Popen([sys.executable, f'{ROOT}/{script}', *map(str, flags)], env={**env, **e}, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) for e in extra]
+    extra = [{'RANK': str(r), 'WORLD_SIZE': str(ranks), 'LOCAL_RANK': str(r),
+              'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)} for r in range(ranks)] if ranks > 1 else [{}]
+    command = [sys.executable, f'{ROOT}/{script}', *map(str, flags)]
+    start = [subprocess.Popen(command, env={**env, **e}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for e in extra]
     return start[0] if ranks == 1 else start
 
 
@@ -81,7 +83,7 @@ def same_runs(a, b):
 # ---- the loop against a plain one
 
 def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
-    """Our Flat networks and losses, and slow layers with one Adam per tensor and the hinge written out, on the same draws."""
+    """Our Flat networks and losses, and slow layers with one Adam per tensor and a plain hinge, on the same draws."""
     args = train_sngan.get_args([*TINY, '--d-pass', d_pass])
     G, D = (net.to(dtype) for net in train_sngan.build(args))
     masks = {n: prune.magnitude(net, prune.ones(net), rho) if rho else {} for n, net in (('G', G), ('D', D))}
@@ -90,6 +92,7 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
             for net, m in ((G, masks['G']), (D, masks['D'])))
     adam = {id(net): torch.optim.Adam(net.parameters(), 2e-4, (0., .9)) for net in (pG, pD)}
     sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+    context = lambda: loop.autocast(args, torch.device('cpu'))
 
     def step(net, loss, mask):
         net.zero_grad()
@@ -104,10 +107,13 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
             x, z = (torch.rand(16, 3, 32, 32, generator=rng) * 2 - 1).to(dtype), latent()
             D.update(lambda part, x=x, z=z: train_sngan.d_loss(D.net, x[part], G.net(z[part]), args, sums))
             fake = slow_G(pG, z).detach()
-            real, fake = slow_D(pD, torch.cat((x, fake))).chunk(2) if d_pass == 'joint' else (slow_D(pD, x), slow_D(pD, fake))
+            if d_pass == 'joint':
+                real, fake = slow_D(pD, torch.cat((x, fake))).chunk(2)
+            else:
+                real, fake = slow_D(pD, x), slow_D(pD, fake)
             step(pD, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), masks['D'])
         z = latent()
-        G.update(lambda part, z=z: train_sngan.g_loss(G.net, D.net, z[part], args, sums, lambda: loop.autocast(args, torch.device('cpu'))))
+        G.update(lambda part, z=z: train_sngan.g_loss(G.net, D.net, z[part], args, sums, context))
         step(pG, -slow_D(pD, slow_G(pG, z)).mean(), masks['G'])
     return {'G': (G.net, pG), 'D': (D.net, pD)}, latent()
 
@@ -117,17 +123,19 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
 def test_twenty_iterations_equal_a_plain_loop(d_pass, rho):
     """D's two passes as released, or joined; in float64, where nothing but the algorithm can differ."""
     for name, (fast, slow) in twenty(torch.float64, d_pass, rho)[0].items():
-        for (key, a), b in zip(fast.state_dict().items(), slow.state_dict().values()):
+        for (key, a), b in zip(fast.state_dict().items(), slow.state_dict().values(), strict=True):
             assert (a - b).abs().max() < 1e-7, (name, key)
 
 
 def test_twenty_updates_equal_a_plain_loop_in_fp32():
-    """Adam with beta_1 = 0 makes a step of +-lr out of a gradient that is rounding noise: biases in front of a BN have no other,
-    and of the weights a handful in a million does."""
+    """Adam with beta_1 = 0 makes a step of +-lr out of a gradient that is rounding noise.
+
+    Biases in front of a BN have no other, and of the weights a handful in a million does."""
     nets, z = twenty(torch.float32, 'separate', .5, iterations=4, d_steps=5)
     for name, (fast, slow) in nets.items():
         cancelled = ('.c1.bias', '.c2.bias', '.sc.bias') if name == 'G' else ()
-        difference = torch.cat([(a - b).abs().flatten() for (key, a), b in zip(fast.named_parameters(), slow.parameters())
+        difference = torch.cat([(a - b).abs().flatten()
+                                for (key, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True)
                                 if not key.endswith(cancelled)])
         assert (difference > 1e-4).float().mean() < 1e-3 and difference.mean() < 1e-5, name
     (G, pG), (D, pD) = nets['G'], nets['D']
@@ -144,17 +152,19 @@ def test_the_adversary_raises_each_players_own_loss_and_the_released_one_only_cl
             D(torch.zeros(1, 3, 32, 32))                        # settle u, v, so that passes can be compared
         D.eval()
         sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+        context = lambda args=args: loop.autocast(args, torch.device('cpu'))
         x = torch.rand(8, 3, 32, 32) * 2 - 1
         train_sngan.d_loss(D, x, G(torch.randn(8, 128)), args, sums)
-        train_sngan.g_loss(G, D, torch.randn(8, 128), args, sums, lambda: loop.autocast(args, torch.device('cpu')))
+        train_sngan.g_loss(G, D, torch.randn(8, 128), args, sums, context)
         m = sums.means()
         assert d_up is None or (m['L_D_adv'] > m['L_D']) == d_up
         assert (m['L_G_adv'] > m['L_G']) == g_up
 
 
 @pytest.mark.parametrize('loss', losses.LOSSES)
-@pytest.mark.parametrize('flags', [[], METHOD, ['--advaug', 'gd', '--adv-noise', '.01'], ['--advaug', 'g', '--adv-pgd', '3', '--adv-cut-g', '3'],
-                                   ['--advaug', 'd', '--adv-cut-d', '2'], ['--batch-gpu', '4', '--advaug', 'gd']])
+@pytest.mark.parametrize('flags', [
+    [], METHOD, ['--advaug', 'gd', '--adv-noise', '.01'], ['--advaug', 'g', '--adv-pgd', '3', '--adv-cut-g', '3'],
+    ['--advaug', 'd', '--adv-cut-d', '2'], ['--batch-gpu', '4', '--advaug', 'gd']])
 def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, flags, loss):
     args = train_sngan.get_args([*TINY, '--loss', loss])
     before = {n: net.state_dict() for n, net in zip('GD', train_sngan.build(args))}
@@ -167,8 +177,9 @@ def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, flags, lo
 # ---- resume
 
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, ticket):
-    flags = [*TINY, '--mask', ticket, *METHOD, '--steps', '30', '--save-every', '3', '--metrics', 'fid', '--features', 'effnet',
-             '--eval-every', '15', '--eval-samples', '20', '--eval-repeats', '2']
+    flags = [*TINY, '--mask', ticket, *METHOD, '--steps', '30', '--save-every', '3',
+             '--metrics', 'fid', '--features', 'effnet', '--eval-every', '15', '--eval-samples', '20',
+             '--eval-repeats', '2']
     first = process('train_sngan.py', *flags, '--out', tmp_path / 'cut')
     wait_for(tmp_path / 'cut' / 'last.pt', first)
     first.send_signal(signal.SIGKILL)
@@ -196,8 +207,9 @@ def test_observers_change_nothing(tmp_path):
     assert len(os.listdir(tmp_path / 'b' / 'samples')) == 5      # steps 0 to 4
 
 
-@pytest.mark.parametrize('flags, words', [(['--lr-g', '1e-3'], '--lr-g was 0.0002, is 0.001'), (['--frac', '30'], "--frac was '20', is '30'"),
-                                          (['--advaug', 'd'], "--advaug was 'none', is 'd'"), (['--mask', 'T'], '--mask-hash was None')])
+@pytest.mark.parametrize('flags, words', [
+    (['--lr-g', '1e-3'], '--lr-g was 0.0002, is 0.001'), (['--frac', '30'], "--frac was '20', is '30'"),
+    (['--advaug', 'd'], "--advaug was 'none', is 'd'"), (['--mask', 'T'], '--mask-hash was None')])
 def test_changed_flags_are_refused_by_name(tmp_path, flags, words, ticket, capsys):
     train(tmp_path, '--steps', '1')
     before = loop.load(tmp_path / 'last.pt')
@@ -215,22 +227,22 @@ def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, c
         for i in range(10):
             Image.new('RGB', (20, 20), (shade + i, 0, 0)).save(tmp_path / name / 'photos' / f'{i}.png')
     flags = [*TINY[4:], '--steps', '1', '--out', str(tmp_path / 'run')]
-    for name in 'ab':
-        call = lambda: train_sngan.main(train_sngan.get_args(['--data', str(tmp_path / name / 'photos'), *flags]))      # noqa: B023
-        if name == 'a':
-            call()
-            call()
-        else:
-            with pytest.raises(SystemExit):
-                call()
-            assert '--data-fingerprint' in capsys.readouterr().err
+
+    def call(name):
+        train_sngan.main(train_sngan.get_args(['--data', str(tmp_path / name / 'photos'), *flags]))
+    call('a')
+    call('a')
+    with pytest.raises(SystemExit):
+        call('b')
+    assert '--data-fingerprint' in capsys.readouterr().err
 
 
 # ---- endings
 
 def test_sigterm_saves_exits_143_and_never_counts_as_finished(tmp_path):
     out = tmp_path / 'find'
-    flags = ['sngan', *TINY, '--steps', '200000', '--save-every', '1', '--rounds', '1', '--out', out, '--ticket', tmp_path / 't.pt']
+    flags = ['sngan', *TINY, '--steps', '200000', '--save-every', '1', '--rounds', '1',
+             '--out', out, '--ticket', tmp_path / 't.pt']
     p = process('find_ticket.py', *flags)
     wait_for(out / 'round0' / 'last.pt', p)
     p.send_signal(signal.SIGTERM)
@@ -250,7 +262,8 @@ def test_time_over_exits_75_and_the_same_command_goes_on(tmp_path):
     assert loop.load(tmp_path / 'last.pt')['done']
 
 
-def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_last_good_checkpoint(
+        tmp_path, capsys, monkeypatch):
     plain, calls = train_sngan.d_loss, []
 
     def poisoned(D, *rest):                                     # two D updates a step: the sixth belongs to step 3
@@ -262,7 +275,7 @@ def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_la
     text = capsys.readouterr().out
     assert e.value.code == 3 and 'error: step 3: the gradient of block2.c1.bias in D is not finite' in text
     saved = loop.load(tmp_path / 'last.pt')
-    assert saved['step'] == 2 and not saved['done'] and len(calls) == 8        # found at the next save, which did not happen
+    assert saved['step'] == 2 and not saved['done'] and len(calls) == 8        # found at the save, which did not happen
     monkeypatch.undo()
     train(tmp_path, '--steps', '4')
     train(tmp_path / 'b', '--steps', '4')
@@ -280,16 +293,16 @@ def test_a_ticket_is_complete_and_rewound_bit_for_bit(tmp_path, ticket):
         assert prune.sparsity(dense['mask'][name]) == 0
     trained = loop.load(ticket.replace('find.pt', 'find/round1/last.pt'))
     first = loop.load(ticket.replace('find.pt', 'find/ticket1.pt'))
-    for name in 'GD':                                           # ranked: the raw weights at the end of the round, not their average
+    for name in 'GD':                                           # ranked: the round's last weights, not their average
         again = prune.magnitude(trained[name], first['mask'][name], .2)
         assert equal(again, t['mask'][name])
-    flags = [f for f in TINY if f not in ('--ch-g', '--ch-d', '8')]
     flags = TINY[:4] + TINY[8:]
     G, D = train_sngan.main(train_sngan.get_args([*flags, '--mask', ticket, '--steps', '1', '--out', str(tmp_path)]))
     assert (G.ch, D.ch) == (8, 8)                               # widths come from the ticket
 
 
-@pytest.mark.parametrize('flags', [[], METHOD, [*METHOD, '--precision', 'bf16'], ['--batch-gpu', '4', '--lr-g', '1e-2', '--lr-d', '1e-2']])
+@pytest.mark.parametrize('flags', [
+    [], METHOD, [*METHOD, '--precision', 'bf16'], ['--batch-gpu', '4', '--lr-g', '1e-2', '--lr-d', '1e-2']])
 def test_pruned_weights_stay_exactly_zero_in_G_D_and_the_average(tmp_path, ticket, flags):
     train(tmp_path, '--mask', ticket, '--steps', '4', *flags)
     saved, t = loop.load(tmp_path / 'last.pt'), loop.load(ticket)
@@ -324,7 +337,8 @@ def test_pruning_one_network_leaves_the_other_dense_and_late_rewinding_rewinds_l
 
 def test_other_settings_for_the_same_tickets_are_refused(tmp_path, capsys):
     find(tmp_path / 'a', '--rounds', '1', '--steps', '1')
-    for flags, word in ((['--steps', '2'], '--steps was 1, is 2'), (['--steps', '1', '--rho', '.4'], '--rho was 0.2, is 0.4')):
+    for flags, word in ((['--steps', '2'], '--steps was 1, is 2'),
+                        (['--steps', '1', '--rho', '.4'], '--rho was 0.2, is 0.4')):
         with pytest.raises(SystemExit) as e:
             find(tmp_path / 'a', '--rounds', '1', *flags)
         assert e.value.code == 2 and word in capsys.readouterr().err
@@ -341,12 +355,14 @@ def test_weights_can_come_from_a_checkpoint_and_the_mask_from_a_ticket(tmp_path,
     start = {k: v.clone() for k, v in G.state_dict().items()}
     args = train_sngan.get_args([*TINY, '--mask', ticket, '--init-from', str(tmp_path / 'a' / 'last.pt')])
     G, D, masks, facts = train_sngan.start(args)
-    assert equal(dict(G.state_dict()), start) and equal(masks, loop.load(ticket)['mask']) and set(facts) == {'mask_hash', 'init_hash'}
+    assert equal(dict(G.state_dict()), start) and equal(masks, loop.load(ticket)['mask'])
+    assert set(facts) == {'mask_hash', 'init_hash'}
 
 
 def test_two_ranks_train_prune_and_score_together(tmp_path):
-    flags = ['sngan', *TINY, '--steps', '2', '--rounds', '1', '--advaug', 'gd', '--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16',
-             '--eval-repeats', '1', '--out', tmp_path / 'f', '--ticket', tmp_path / 't.pt']
+    flags = ['sngan', *TINY, '--steps', '2', '--rounds', '1', '--advaug', 'gd',
+             '--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16', '--eval-repeats', '1',
+             '--out', tmp_path / 'f', '--ticket', tmp_path / 't.pt']
     ranks = process('find_ticket.py', *flags, ranks=2)
     texts = [p.communicate(timeout=180)[0] for p in ranks]
     assert [p.returncode for p in ranks] == [0, 0], texts
@@ -358,9 +374,10 @@ def test_two_ranks_train_prune_and_score_together(tmp_path):
 # ---- refusals
 
 @pytest.mark.parametrize('flags, words', [
-    (['--lr', '1'], ['--lr']), (['--step', '3'], ['--step']), (['--batch-gpu', '3'], ['--batch-gpu 3', '8']), (['--steps', '0'], ['--steps 0']),
-    (['--advaug', 'gd', '--adv-pgd', '0'], ['--adv-pgd 0']), (['--aug-policy', 'cutout'], ['--aug diffaug']), (['--graph'], ['--graph']),
-    (['--ema', '1.5'], ['--ema 1.5']), (['--res', '36'], ['--res 36']), (['--mask', 'none.pt'], ['--mask none.pt']), (['--adv-step', '.1'], ['--advaug']),
+    (['--lr', '1'], ['--lr']), (['--step', '3'], ['--step']), (['--batch-gpu', '3'], ['--batch-gpu 3', '8']),
+    (['--steps', '0'], ['--steps 0']), (['--advaug', 'gd', '--adv-pgd', '0'], ['--adv-pgd 0']),
+    (['--aug-policy', 'cutout'], ['--aug diffaug']), (['--graph'], ['--graph']), (['--ema', '1.5'], ['--ema 1.5']),
+    (['--res', '36'], ['--res 36']), (['--mask', 'none.pt'], ['--mask none.pt']), (['--adv-step', '.1'], ['--advaug']),
     (['--init-from', 'none.pt'], ['--init-from none.pt']), (['--advaug', 'gd', '--adv-cut-g', '9'], ['--adv-cut-g 9'])])
 def test_flags_that_cannot_be_are_refused_before_anything_is_built(flags, words, capsys, monkeypatch):
     monkeypatch.setattr(train_sngan.images, 'load', None)
@@ -380,7 +397,8 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(monkeypatch, cap
 
 
 def test_a_ticket_of_another_width_or_model_is_refused_with_layer_and_shapes(ticket, tmp_path, capsys):
-    for flags, words in ((['--ch-g', '16'], ['l1.weight', '(128, 128)', '(256, 128)']), (['--res', '48'], ['l1.weight'])):
+    for flags, words in ((['--ch-g', '16'], ['l1.weight', '(128, 128)', '(256, 128)']),
+                         (['--res', '48'], ['l1.weight'])):
         with pytest.raises(SystemExit) as e:
             train_sngan.get_args([*TINY, '--mask', ticket, *flags])
         error = capsys.readouterr().err
@@ -409,13 +427,16 @@ def test_a_folder_is_checked_and_trained_on_and_shown(tmp_path, capsys):
     assert '5 images read' in capsys.readouterr().out and not os.path.exists(tmp_path / 'run')
     train_sngan.main(train_sngan.get_args([*flags, '--mirror']))           # five images, batch eight
     assert Image.open(tmp_path / 'run' / 'reals.png').size == (256, 32)
-    x = generate.main(generate.get_args([str(tmp_path / 'run'), '--seeds', '0-3,7', '--columns', '5', '--out', str(tmp_path / 'g.png')]))
-    y = generate.main(generate.get_args([str(tmp_path / 'run' / 'last.pt'), '--seeds', '7', '--each', str(tmp_path / 'each')]))
+    x = generate.main(generate.get_args([str(tmp_path / 'run'), '--seeds', '0-3,7', '--columns', '5',
+                                         '--out', str(tmp_path / 'g.png')]))
+    y = generate.main(generate.get_args([str(tmp_path / 'run' / 'last.pt'), '--seeds', '7',
+                                         '--each', str(tmp_path / 'each')]))
     assert x.shape == (5, 3, 32, 32) and torch.equal(x[4], y[0]) and Image.open(tmp_path / 'g.png').size == (160, 32)
     assert (np.asarray(Image.open(tmp_path / 'each' / '000007.png')).transpose(2, 0, 1) == y[0].numpy()).all()
 
 
-@pytest.mark.parametrize('argv, words', [(['nowhere'], 'nowhere'), (['RUN', '--seeds', '3-1'], '--seeds 3-1'), (['RUN', '--columns', '0'], '--columns 0')])
+@pytest.mark.parametrize('argv, words', [
+    (['nowhere'], 'nowhere'), (['RUN', '--seeds', '3-1'], '--seeds 3-1'), (['RUN', '--columns', '0'], '--columns 0')])
 def test_generate_refuses_in_one_sentence(argv, words, tmp_path, capsys):
     torch.save({}, tmp_path / 'last.pt')
     with pytest.raises(SystemExit) as e:
@@ -427,7 +448,8 @@ def test_generate_refuses_in_one_sentence(argv, words, tmp_path, capsys):
 
 
 def test_the_report_says_what_was_measured(tmp_path, ticket):
-    score = ['--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16', '--eval-repeats', '2', '--eval-every', '2', '--steps', '4']
+    score = ['--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16', '--eval-repeats', '2',
+             '--eval-every', '2', '--steps', '4']
     train(tmp_path / 'dense', *score)
     train(tmp_path / 'ticket', *score, '--mask', ticket, *METHOD)
     page = open(report.main(report.get_args([str(tmp_path)]))).read()
@@ -442,6 +464,8 @@ def test_the_report_says_what_was_measured(tmp_path, ticket):
 
 
 def test_differences_within_the_spread_are_equal():
-    run = lambda v, std: {'flags': {'steps': 4}, 'scores': [{'all': v, 'all_std': std}]}
+    def run(v, std):
+        return {'flags': {'steps': 4}, 'scores': [{'all': v, 'all_std': std}]}
     dense = run(10., 1.)
-    assert report.change(run(11.9, 1.), dense) == '=' and report.change(run(12.1, 1.), dense) == '+2.1' and report.change(dense, dense) == ''
+    assert report.change(run(11.9, 1.), dense) == '=' and report.change(run(12.1, 1.), dense) == '+2.1'
+    assert report.change(dense, dense) == ''

@@ -1,0 +1,44 @@
+"""Every leaf file, alone in an empty folder, runs the example of its own docstring."""
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'loop.py', 'metrics.py', 'prune.py',
+          'models/sngan.py', 'data/images.py']
+
+
+def example(source):
+    """The indented block under 'Use:' of a module docstring."""
+    lines = ast.get_docstring(ast.parse(source), clean=False).split('\n')
+    start = lines.index('Use:') + 1
+    end = next(i for i in range(start, len(lines)) if not lines[i].strip())
+    return textwrap.dedent('\n'.join(lines[start:end]))
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_a_leaf_alone_runs_its_docstring(leaf, tmp_path):
+    shutil.copy(os.path.join(ROOT, leaf), tmp_path)
+    with open(tmp_path / os.path.basename(leaf)) as f:
+        source = f.read()
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    command, env = [sys.executable, '-c', example(source)], {**env, 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_a_leaf_imports_no_sibling(leaf):
+    own = {'models', 'data', 'tests'}
+    for d, _, files in os.walk(ROOT):
+        own |= {f[:-3] for f in files if f.endswith('.py') and '.venv' not in d}
+    with open(os.path.join(ROOT, leaf)) as f:
+        tree = ast.parse(f.read())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not {n.split('.')[0] for n in names} & own
