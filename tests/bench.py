@@ -34,10 +34,16 @@ def get_args(argv=None):
     return p.parse_args(argv)
 
 
+def settings(args, *extra):
+    """The flags of train_sngan.py at these widths and this batch."""
+    sizes = {'--ch-g': args.ch_g, '--ch-d': args.ch_d, '--batch': args.batch, '--g-batch': args.batch}
+    pairs = [str(x) for pair in sizes.items() for x in pair]
+    return train_sngan.get_args(['--data', 'emoji', '--preset', 'paper', *pairs, *extra])
+
+
 def ours(args, precision, extra=()):
     """D step and G step of train_sngan.py."""
-    flags = train_sngan.get_args(['--data', 'emoji', '--preset', 'paper', '--ch-g', str(args.ch_g), '--ch-d', str(args.ch_d),
-                                  '--batch', str(args.batch), '--g-batch', str(args.batch), '--precision', precision, *extra])
+    flags = settings(args, '--precision', precision, *extra)
     device = torch.device(args.device)
     G, D = (loop.Flat(net.to(device, memory_format=torch.channels_last), 2e-4) for net in train_sngan.build(flags))
     sums = loop.Sums(device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
@@ -56,7 +62,7 @@ def ours(args, precision, extra=()):
 
 def plain(args, precision, memory_format):
     """The same two steps as a plain loop over the released layers."""
-    flags = train_sngan.get_args(['--data', 'emoji', '--preset', 'paper', '--ch-g', str(args.ch_g), '--ch-d', str(args.ch_d)])
+    flags = settings(args)
     G, D = (net.to(args.device, memory_format=memory_format) for net in train_sngan.build(flags))
     adam_G, adam_D = (torch.optim.Adam(net.parameters(), 2e-4, (0., .9)) for net in (G, D))
     x = (torch.rand(args.batch, 3, 32, 32, device=args.device) * 2 - 1).to(memory_format=memory_format)
@@ -70,8 +76,10 @@ def plain(args, precision, memory_format):
             value.backward()
             adam.step()
         return run
-    return (step(adam_D, lambda: torch.relu(1 - slow_D(D, x)).mean() + torch.relu(1 + slow_D(D, slow_G(G, z).detach())).mean()),
-            step(adam_G, lambda: -slow_D(D, slow_G(G, z)).mean()))
+
+    def d_loss():
+        return torch.relu(1 - slow_D(D, x)).mean() + torch.relu(1 + slow_D(D, slow_G(G, z).detach())).mean()
+    return step(adam_D, d_loss), step(adam_G, lambda: -slow_D(D, slow_G(G, z)).mean())
 
 
 def seconds(f, device):
@@ -100,11 +108,13 @@ def main(args):
             if repeat:                                           # the first round warms up
                 times[key, i].append(t)
     base = [statistics.median(times[('plain, as released', 'fp32'), i]) for i in (0, 1)]
-    print(f'G {args.ch_g}, D {args.ch_d}, batch {args.batch}, {args.threads} threads, {args.device}, torch {torch.__version__}')
+    print(f'G {args.ch_g}, D {args.ch_d}, batch {args.batch}, {args.threads} threads, {args.device}, '
+          f'torch {torch.__version__}')
     for key in steps:
         d, g = (statistics.median(times[key, i]) for i in (0, 1))
-        print(f'{key[0]:22} {key[1]}  D step {d:7.3f} s ({base[0] / d:4.2f}x)   G step {g:7.3f} s ({base[1] / g:4.2f}x)   '
-              f'iteration of 5 + 1 {5 * d + g:7.2f} s ({(5 * base[0] + base[1]) / (5 * d + g):4.2f}x)')
+        whole, faster = 5 * d + g, (5 * base[0] + base[1]) / (5 * d + g)
+        print(f'{key[0]:22} {key[1]}  D step {d:7.3f} s ({base[0] / d:4.2f}x)   G step {g:7.3f} s '
+              f'({base[1] / g:4.2f}x)   5 D + 1 G {whole:7.2f} s ({faster:4.2f}x)')
 
 
 if __name__ == '__main__':
