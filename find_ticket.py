@@ -19,9 +19,8 @@ import glob
 import importlib
 import json
 import os
-import shlex
+import re
 import shutil
-import sys
 
 import torch
 
@@ -49,11 +48,10 @@ def get_args(argv=None):
         loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
     if not 0 < args.rho < 1:
         loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
-    if '--mask' in train:
-        loop.refuse('--mask: find_ticket.py makes the masks; give --init-from to start from trained weights')
-    recipe = importlib.import_module(f'train_{args.model}')
-    args.train, args.recipe = train, recipe
-    args.flags = recipe.get_args(train)                        # exits 2 on a wrong flag
+    args.recipe = importlib.import_module(f'train_{args.model}')
+    args.flags = args.recipe.get_args(train)                   # exits 2 on a wrong flag
+    if args.flags.mask:
+        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
     if not 0 <= args.rewind < args.flags.steps:
         loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
     data = os.path.basename(args.flags.data.rstrip('/'))
@@ -64,11 +62,10 @@ def get_args(argv=None):
     return args
 
 
-def train(args, ticket, name, *extra):
-    """Line 4: one training from a ticket; returns the trained G, D."""
-    flags = [f for f in args.train if f != '--restart']
-    flags += ['--mask', ticket, '--out', f'{args.out}/{name}', *map(str, extra)]
-    return args.recipe.main(args.recipe.get_args(flags))
+def train(args, ticket, name, **other):
+    """Line 4: one training from a ticket, which holds the weights to start from; returns the trained G, D."""
+    own = {'mask': ticket, 'init_from': None, 'out': f'{args.out}/{name}', 'restart': False}
+    return args.recipe.main(argparse.Namespace(**{**vars(args.flags), **own, **other}))
 
 
 def save(path, args, k, init, masks, data):
@@ -81,37 +78,51 @@ def save(path, args, k, init, masks, data):
     loop.barrier()
 
 
-def first(args, path):
+def first(args, path, nets):
     """ticket0.pt: dense masks and what every round rewinds to, theta_0 and phi_0 or the weights of --rewind."""
-    G, D, _, _ = args.recipe.start(args.flags)
-    nets = {'G': G, 'D': D}
     masks = {name: prune.ones(net, args.prunable) if name.lower() in args.prune else {} for name, net in nets.items()}
     init = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
     if args.rewind:
         early = f'{args.out}/early.pt'
         save(early, args, 0, init, masks, None)
-        nets = dict(zip('GD', train(args, early, 'early', '--steps', args.rewind, '--metrics', 'none')))
+        nets = dict(zip('GD', train(args, early, 'early', steps=args.rewind, metrics='none')))
         init = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
     save(path, args, 0, init, masks, None)
 
 
+def clear(out):
+    """Remove the tickets and rounds of an earlier finding, and nothing else that lies there."""
+    names = os.listdir(out) if os.path.exists(f'{out}/args.json') else []
+    for name in names:
+        if re.fullmatch(r'ticket\d+\.pt|early\.pt|args\.json', name):
+            os.remove(f'{out}/{name}')
+        elif re.fullmatch(r'round\d+|early', name):
+            shutil.rmtree(f'{out}/{name}')
+
+
 def main(args):
     """Lines 3 to 8; returns the last ticket's path."""
+    if args.flags.check_data:
+        return args.recipe.main(args.flags)
     loop.launch(args.flags)
     rank, _ = loop.world()
     if args.flags.restart and rank == 0:
-        for old in glob.glob(f'{args.out}/ticket*.pt') + [f'{args.out}/args.json', f'{args.out}/early.pt']:
-            os.path.exists(old) and os.remove(old)
-        for old in glob.glob(f'{args.out}/round*') + [f'{args.out}/early']:
-            shutil.rmtree(old, ignore_errors=True)
+        clear(args.out)
     loop.barrier()
-    loop.compare(args.out, args.identity)
+    G, D, _, facts = args.recipe.start(args.flags)
+    args.identity |= facts
+    if os.path.exists(f'{args.out}/ticket1.pt') or os.path.exists(f'{args.out}/round0/last.pt'):
+        loop.compare(args.out, args.identity)
+    elif rank == 0 and os.path.exists(f'{args.out}/ticket0.pt'):
+        os.remove(f'{args.out}/ticket0.pt')                    # nothing was trained from it
+    loop.barrier()
     if rank == 0:
         os.makedirs(args.out, exist_ok=True)
-        loop.write_json(f'{args.out}/args.json', {'command': shlex.join(sys.argv), 'identity': args.identity})
+        os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
+        loop.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
     path = [f'{args.out}/ticket{k}.pt' for k in range(args.rounds + 1)]
     if not os.path.exists(path[0]):
-        first(args, path[0])
+        first(args, path[0], {'G': G, 'D': D})
     for k in range(args.rounds):
         if os.path.exists(path[k + 1]):                        # a ticket is written only after a whole round
             continue

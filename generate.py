@@ -57,9 +57,7 @@ def seeds(text):
 
 def load(path, device):
     """The averaged generator of a checkpoint, in eval mode; last.pt's BN statistics are settled first."""
-    saved = loop.load(path)
-    if saved.get('model') not in NETWORKS:
-        loop.refuse(f'{path} is no checkpoint of {", ".join(NETWORKS)}: name the last.pt or best.pt of a run')
+    saved = loop.read(path, path, 'model', 'args', 'E')
     net = NETWORKS[saved['model']](saved['args'])
     net.load_state_dict(saved['E'])
     net = net.to(device, memory_format=torch.channels_last).eval()

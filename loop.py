@@ -5,10 +5,12 @@ Use:
     args = loop.add_flags(argparse.ArgumentParser()).parse_args(['--steps', '3', '--out', 'run', '--restart'])
     device = loop.launch(args)
     G = loop.Flat(torch.nn.Linear(2, 1), lr=.1)                  # one vector of weights, one of gradients, fused Adam
-    run = loop.Run('toy', args)
-    sums = loop.Sums(device, 'loss')
-    for step in run.iterations(dict(G=G), sums):                 # resumes, seeds, logs, saves; stops on SIGTERM
+    run, sums = loop.Run('toy', args), loop.Sums(device, 'loss')
+    run.restore(dict(G=G), sums)                                 # the same command resumes
+    for step in run.iterations(dict(G=G), sums):                 # seeds, saves; stops on SIGTERM
         G.update(lambda part: sums.add(loss=(G.net(torch.randn(8, 2)) ** 2).mean()))
+        run.log(dict(G=G), sums)                                 # every --log-every steps
+    run.save(dict(G=G), sums, done=True)
 
 All-reduce over ranks, ticket mask, NaN guard, Adam and EMA are one call each on the flat vectors.  The randomness of
 step t is a function of (seed, stream, t) alone, so nothing but step, weights and moments needs saving:
@@ -20,6 +22,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 import shlex
 import shutil
 import signal
@@ -32,6 +35,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import parametrize
 
+START = time.time()                          # --max-hours counts from here
 STOP = []                                    # signals received; read once per step, so that all ranks stop at one
 FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics',
         'batch_gpu', 'device', 'check_data', 'strict', 'root', 'weights',        # may differ on resume;
@@ -82,14 +86,18 @@ def flag(args, name):
 def check(args):
     """Refuse what can be refused before data or models are touched."""
     rank, ranks = world()
-    for name in ('steps', 'batch', 'd_steps', 'log_every', 'eval_repeats', 'save_every', 'sample_every', 'eval_every'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
+    for name in ('steps', 'batch', 'd_steps', 'log_every', 'eval_repeats', 'save_every', 'sample_every', 'eval_every',
+                 'batch_gpu', 'g_batch', 'ch_g', 'ch_d'):
+        if getattr(args, name, None) is not None and getattr(args, name) < 1:
             refuse(f'{flag(args, name)} is not positive: use 1 or more')
+    for name in ('lr_g', 'lr_d', 'max_hours'):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < float('inf'):
+            refuse(f'{flag(args, name)} is not a positive number')
     for name in ('batch', 'g_batch') if 'g_batch' in args else ('batch',):
         share = getattr(args, name) // ranks
-        if getattr(args, name) % ranks or not share:
+        if getattr(args, name) % ranks:
             refuse(f'{flag(args, name)} does not divide over {ranks} ranks: use a multiple of {ranks}')
-        if args.batch_gpu and (args.batch_gpu < 1 or share % args.batch_gpu):
+        if args.batch_gpu and share % args.batch_gpu:
             refuse(f'{flag(args, "batch_gpu")} does not divide the {share} images of a rank ({flag(args, name)}): '
                    'use a divisor of it')
     if not 0 <= args.ema < 1:
@@ -98,11 +106,10 @@ def check(args):
         refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
         refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
-    if args.eval_samples < 2:
-        refuse(f'{flag(args, "eval_samples")} is too few for a distance: use 2 or more')
-    for name in ('mask', 'init_from'):
-        if getattr(args, name) and not os.path.isfile(getattr(args, name)):
-            refuse(f'{flag(args, name)}: no such file')
+    if args.eval_samples < 10:
+        refuse(f'{flag(args, "eval_samples")} is too few for a score: use 10 or more')
+    if args.out and os.path.isfile(args.out):
+        refuse(f'--out {args.out} is a file: name a directory')
 
 
 def world():
@@ -137,9 +144,25 @@ def launch(args):
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: STOP.append(number))
     return device
+
+
+@contextlib.contextmanager
+def listening():
+    """SIGINT and SIGTERM are noted in STOP, to be obeyed between two steps; a second one ends the process at once."""
+    old = {}
+
+    def note(number, frame):
+        STOP.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        STOP.clear()
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def autocast(args, device):
@@ -393,8 +416,12 @@ def to_cpu(x):
 
 def write(path, save):
     """Write a file beside its place and rename it: save(tmp) either completes or leaves the old file."""
-    save(f'{path}.tmp')
-    os.replace(f'{path}.tmp', path)
+    try:
+        save(f'{path}.tmp')
+        os.replace(f'{path}.tmp', path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(f'{path}.tmp')
 
 
 def write_json(path, value):
@@ -425,6 +452,29 @@ def load(path):
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
+def read(path, word, *keys):
+    """load(path), refused in a sentence that opens with `word` unless it is a file of ours that holds these keys."""
+    try:
+        saved = load(path)
+    except FileNotFoundError:
+        refuse(f'{word}: no such file')
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        refuse(f'{word} is not a file of torch.save: {str(e).splitlines()[0]}')
+    missing = [k for k in keys if not isinstance(saved, dict) or k not in saved]
+    if missing:
+        kinds = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}
+        kind = next((kinds[k] for k in kinds if k in saved), 'something else')
+        wanted = next((kinds[k] for k in kinds if k in keys), 'another')
+        refuse(f'{word} is {kind} (it has no {missing[0]!r}): give {wanted}')
+    return saved
+
+
+def command():
+    """What resumes this run, as a line for the shell."""
+    launcher = f'torchrun --nproc_per_node {world()[1]}' if world()[1] > 1 else 'python'
+    return f"{launcher} {shlex.join(a for a in sys.argv if a != '--restart')}"
+
+
 def versions(device):
     """What args.json records beside the flags."""
     revision = None
@@ -439,7 +489,7 @@ def versions(device):
 def compare(out, identity):
     """Refuse a directory whose args.json has another identity, naming each flag with its old and new value."""
     if not os.path.exists(f'{out}/args.json'):
-        return
+        return                                                 # nothing there, or nothing trained there yet
     with open(f'{out}/args.json') as f:
         old = json.load(f)['identity']
     new = json.loads(json.dumps(identity))
@@ -453,74 +503,89 @@ class Run:
     """A run directory: args.json, log.jsonl, metrics.jsonl, samples/, last.pt, best.pt; and the iteration counter.
 
     model: name of the script's model. facts: hashes that must be the same when the run is resumed (data, mask, ...).
-    A run whose flags or facts differ from args.json is refused (exit 2) unless only FREE flags changed."""
+    A run that has a checkpoint and other flags or facts is refused (exit 2) unless only FREE flags changed."""
 
     def __init__(self, model, args, **facts):
-        device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
-        self.model, self.args, self.flags = model, args, {k: v for k, v in vars(args).items() if k not in FREE}
-        identity = {**self.flags, **facts, 'model': model}
+        self.model, self.args = model, args
+        self.device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+        identity = {**{k: v for k, v in vars(args).items() if k not in FREE}, **facts, 'model': model}
         tag = os.path.basename(str(getattr(args, 'data', 'data')).rstrip('/'))
         self.out = args.out or f"runs/{model}-{tag}-{getattr(args, 'frac', 1)}-{digest(identity)[:8]}"
-        self.rank, self.ranks, self.step, self.device = *world(), 0, device
-        self.best, self.notes, self.start, self.last_save, self.next_sample = None, {}, time.time(), time.time(), 60.
+        self.rank, self.ranks = world()
+        self.step, self.done, self.timed, self.live = 0, False, {}, False
+        self.start = self.last_save = self.last_log = time.time()
+        self.next_sample, self.idle, self.steps_logged, self.signal, self.over = 60., 0., 0, 0, False
         if args.restart and self.rank == 0:
             self.clear()
         barrier()
-        compare(self.out, identity)
+        if os.path.exists(self.path('last.pt')):
+            compare(self.out, identity)
+        barrier()
         if self.rank == 0:
-            os.makedirs(f'{self.out}/samples', exist_ok=True)
-            write_json(self.path('args.json'), {'command': shlex.join(sys.argv), 'identity': identity,
-                                                'args': vars(args), 'versions': versions(device)})
-        self.say(f"{self.out}: {json.dumps(vars(args))}")
+            os.makedirs(self.path('samples'), exist_ok=True)
+            write_json(self.path('args.json'), {'command': command(), 'identity': identity, 'args': vars(args),
+                                                'versions': versions(self.device)})
+        self.say(f'{self.out}: {json.dumps(vars(args))}')
 
     def path(self, name):
         return f'{self.out}/{name}'
 
     def say(self, line):
+        """Print on rank 0, below the moving line of a terminal."""
         if self.rank == 0:
-            print(line, flush=True)
+            print('\n' * self.live + line, flush=True)
+        self.live = False
 
     def clear(self):
         """Remove what a run writes, and nothing else that lies in its directory."""
-        for name in ('args.json', 'subset.json', 'log.jsonl', 'metrics.jsonl', 'reals.png', 'last.pt', 'best.pt'):
+        if not os.path.exists(self.path('args.json')):
+            return
+        names = ['subset.json', 'log.jsonl', 'metrics.jsonl', 'reals.png', 'last.pt', 'best.pt', 'args.json']
+        grids = os.listdir(self.path('samples')) if os.path.isdir(self.path('samples')) else []
+        for name in names + [f'samples/{n}' for n in grids if n.removesuffix('.png').isdigit()]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self.path(name))
-        if os.path.isdir(self.path('samples')):
-            for name in os.listdir(self.path('samples')):
-                os.remove(self.path(f'samples/{name}'))
-
-    def saved(self):
-        """The checkpoint to resume from, or None."""
-        return load(self.path('last.pt')) if os.path.exists(self.path('last.pt')) else None
 
     def restore(self, nets, sums):
         """Networks, moments, sums, step from last.pt; cuts both .jsonl back to it. Returns the saved extra state."""
-        saved = self.saved()
+        saved = load(self.path('last.pt')) if os.path.exists(self.path('last.pt')) else None
+        self.step = saved['step'] if saved else 0
+        self.cut_back()
         if saved is None:
-            self.cut_back(-1)
             return {}
         for name, net in nets.items():
             net.net.load_state_dict(saved[name])
             if net.adam:
                 net.load_moments(saved['opt'][name])
         sums.total.copy_(saved['state']['sums'])
-        self.step, self.best, ranks = saved['step'], saved['state']['best'], saved['state']['ranks']
-        self.cut_back(self.step)
+        ranks, self.done = saved['state']['ranks'], saved['done'] and self.step >= self.args.steps
         self.say(f'resumed at step {self.step}: weights, EMA, moments, position in the data' +
                  ('' if ranks == self.ranks else f'; not bit for bit: {ranks} ranks before, {self.ranks} now'))
         return saved['state']
 
-    def cut_back(self, step):
-        """Drop the lines of log.jsonl and metrics.jsonl that were written after the checkpoint."""
+    def records(self, name):
+        """The whole lines of a .jsonl file, [] if there is none."""
+        if not os.path.exists(self.path(name)):
+            return []
+        with open(self.path(name)) as f:
+            return [json.loads(line) for line in f if line.endswith('\n')]
+
+    def cut_back(self):
+        """Drop the lines of log.jsonl and metrics.jsonl that are torn or newer than the checkpoint."""
+        barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
             if self.rank == 0 and os.path.exists(self.path(name)):
-                with open(self.path(name)) as f:
-                    kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= step]
+                kept = [r for r in self.records(name) if r['step'] <= self.step]
 
                 def save(tmp, kept=kept):
                     with open(tmp, 'w') as f:
-                        f.writelines(kept)
+                        f.writelines(json.dumps(r) + '\n' for r in kept)
                 write(self.path(name), save)
+        barrier()
+
+    def scored(self):
+        """Whether metrics.jsonl has a line for this step."""
+        return any(r['step'] == self.step for r in self.records('metrics.jsonl'))
 
     def append(self, name, record):
         if self.rank == 0:
@@ -529,9 +594,9 @@ class Run:
 
     def agree(self):
         """What falls due now, the same on every rank: a signal's number, time over, a timed sample grid or save."""
-        a, t = self.args, time.time()
-        wish = [max(STOP, default=0), bool(a.max_hours) and t - self.start > 3600 * a.max_hours,
-                t - self.start > self.next_sample, t - self.last_save > (60 if self.last_save == self.start else 600)]
+        t, never_saved = time.time(), self.last_save == self.start
+        wish = [max(STOP, default=0), bool(self.args.max_hours) and t - START > 3600 * self.args.max_hours,
+                t - self.start > self.next_sample, t - self.last_save > (60 if never_saved else 600)]
         wish = torch.tensor([int(w) for w in wish])
         if self.ranks > 1:
             dist.all_reduce(wish, dist.ReduceOp.MAX)
@@ -543,77 +608,100 @@ class Run:
     def due(self, what):
         """Whether the log line, sample grid, evaluation or checkpoint falls on this step."""
         every = getattr(self.args, f'{what}_every', None)
-        if self.step == self.args.steps:
-            return True
+        if self.step in (0, self.args.steps):
+            return self.step > 0
         return self.step % every == 0 if every else bool(self.timed.get(what))
 
+    @contextlib.contextmanager
+    def observing(self):
+        """Time inside is not training time."""
+        start = time.time()
+        yield
+        self.idle += time.time() - start
+
     def iterations(self, nets, sums, extra=lambda: {}):
-        """Yield the numbers of the G updates still to do, from 1; seeds each, then logs and saves when due.
+        """Yield the numbers of the G updates still to do, from 1; seeds each, and saves when due.
 
         nets: {name: Flat}; extra() -> {name: tensor or value} rides in the checkpoint's state (see restore).
-        Exits 3 on a non-finite gradient, 130 / 143 on SIGINT / SIGTERM, 75 after --max-hours, each time resumable."""
-        first, t0 = self.step, time.time()
-        while self.step < self.args.steps:
-            self.agree()
-            if self.signal or self.over:
-                self.stop(nets, sums, extra)
-            self.step += 1
-            for net in nets.values():
-                net.now = self.step
-            torch.manual_seed(int(rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)))
-            yield self.step
-            if self.due('log'):
-                self.guard(nets)
-                self.log(sums, (self.step - first) / (time.time() - t0))
-            if self.due('save'):
-                self.save(nets, sums, extra)
+        Exits 130 / 143 on SIGINT / SIGTERM and 75 after --max-hours, saved and resumable."""
+        self.last_log, self.idle, self.steps_logged = time.time(), 0., self.step
+        with listening():
+            while self.step < self.args.steps:
+                self.agree()
+                if self.signal or self.over:
+                    self.save(nets, sums, extra)
+                    self.leave()
+                self.step += 1
+                for net in nets.values():
+                    net.now = self.step
+                torch.manual_seed(int(rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)))
+                yield self.step
+                if self.due('save'):
+                    self.save(nets, sums, extra)
 
-    def stop(self, nets, sums, extra):
-        """Save, say how to go on, leave with the exit code of the reason."""
-        self.save(nets, sums, extra)
-        code = 128 + self.signal if self.signal else 75
-        self.say(f"stopped at step {self.step} and saved; the same command resumes: {shlex.join(sys.argv)}")
-        STOP.clear()
-        raise SystemExit(code)
+    def leave(self):
+        """Say how to go on and exit with the code of the reason; last.pt has been saved."""
+        barrier()                                              # torchrun ends the other ranks when one has left
+        self.say(f'stopped at step {self.step} and saved; resume with: {command()}')
+        raise SystemExit(128 + self.signal if self.signal else 75)
+
+    def interrupt(self):
+        """Leave from inside an evaluation, which follows a save; several ranks finish it first, to stay together."""
+        if STOP and self.ranks == 1:
+            self.signal = max(STOP)
+            self.leave()
 
     def guard(self, nets):
         """Exit 3 at the first non-finite gradient; nothing was updated or saved since."""
         found = [(*guilty, name) for name, net in sorted(nets.items()) if (guilty := net.guilty())]
         if found:
             step, tensor, name = min(found, key=lambda f: f[0])                    # in a tie D, which is updated first
-            self.say(f'error: step {step}: the gradient of {tensor} in {name} is not finite; '
-                     f"{self.path('last.pt')} is the last good checkpoint")
+            good = f"{self.path('last.pt')} is the last good checkpoint" if os.path.exists(self.path('last.pt')) \
+                else 'there is no checkpoint yet'
+            self.say(f'error: step {step}: the gradient of {tensor} in {name} is not finite; {good}')
             raise SystemExit(3)
 
-    def log(self, sums, rate):
-        """One line of log.jsonl and of the terminal: means since the last line, images/s, peak memory, ETA."""
-        a = self.args
-        values = {k: float(f'{v:.6g}') for k, v in {**sums.means(), **self.notes}.items()}
-        self.notes = {}
+    def log(self, nets, sums, notes=dict):
+        """If due, a line of log.jsonl and of the terminal: means since the last line, notes(), images/s, memory, ETA.
+
+        Exits 3 on a non-finite gradient."""
+        if not (self.due('log') or self.step == 1):
+            return
+        self.guard(nets)
+        a, now = self.args, time.time()
+        rate = (self.step - self.steps_logged) / max(now - self.last_log - self.idle, 1e-9)           # steps a second
+        with self.observing():
+            values = {k: float(f'{v:.6g}') for k, v in {**sums.means(), **notes()}.items()}
         speed = {'images_per_s': round(rate * a.batch * a.d_steps, 1), 'peak_mb': peak_memory(self.device)}
         self.append('log.jsonl', {'step': self.step, 'kimg': self.step * a.batch * a.d_steps / 1000, **values, **speed,
-                                  'time': round(time.time() - self.start, 1)})
+                                  'time': round(now - self.start, 1)})
+        self.last_log, self.steps_logged, self.idle = now, self.step, time.time() - now
         left = int((a.steps - self.step) / rate)
-        line = f"step {self.step}/{a.steps}  " + '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB"
-        line += f'  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}'
-        live = sys.stdout.isatty() and left > 0                                    # one line that moves, on a terminal
-        if self.rank == 0:
-            print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if live else '\n', flush=True)
+        line = f"step {self.step}/{a.steps}  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  "
+        line += '  '.join(f'{k} {v:.3g}' for k, v in values.items())
+        if sys.stdout.isatty() and self.rank == 0:             # one line that moves, cut to the width of the terminal
+            print(f'\r\033[K{line[:shutil.get_terminal_size().columns - 1]}', end='', flush=True)
+            self.live = True
+        else:
+            self.say(line)
 
-    def save(self, nets, sums, extra, name='last.pt'):
-        """last.pt: everything the next step depends on, and `done`."""
+    def save(self, nets, sums, extra=lambda: {}, done=False):
+        """last.pt: everything the next step depends on, and `done`, set by the script when nothing is left to do."""
         self.guard(nets)
+        total = sums.total.clone()
+        if self.ranks > 1:
+            dist.all_reduce(total)
         self.last_save = time.time()
         if self.rank:
             return
-        state = {**to_cpu(extra()), 'sums': to_cpu(sums.total), 'best': self.best, 'ranks': self.ranks}
-        checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step,
-                      'done': self.step >= self.args.steps, 'state': state,
-                      **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
-                      'masks': {name: to_cpu(net.masked) for name, net in nets.items() if net.adam},
-                      'opt': {name: to_cpu(net.moments()) for name, net in nets.items() if net.adam}}
-        write(self.path(name), lambda tmp: torch.save(checkpoint, tmp))
+        with self.observing():
+            state = {**to_cpu(extra()), 'sums': to_cpu(total / self.ranks), 'ranks': self.ranks}
+            checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': done, 'state': state,
+                          **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
+                          'masks': {name: to_cpu(net.masked) for name, net in nets.items() if net.adam},
+                          'opt': {name: to_cpu(net.moments()) for name, net in nets.items() if net.adam}}
+            write(self.path('last.pt'), lambda tmp: torch.save(checkpoint, tmp))
 
     def score(self, scores, name, protocol, net, masks):
         """Record repeated evaluations (metrics.evaluate) in metrics.jsonl: mean and spread over sets of z.
@@ -626,21 +714,23 @@ class Run:
         if 'is' in scores[0]:
             record['is'], record['is_std'] = np.mean([s['is'] for s in scores], 0).tolist()
         record['protocol'] = protocol
+        earlier = [r['choose'] for r in self.records('metrics.jsonl') if r['score'] == name and 'choose' in r]
+        barrier()
         self.append('metrics.jsonl', record)
         words = [f"{name} {record[p]:.2f} +- {record[f'{p}_std']:.2f} ({p})" for p in scores[0].get(name, {})]
         words += [f"IS {record['is']:.2f} +- {record['is_std']:.2f}"] if 'is' in record else []
         self.say(f"step {self.step}: {'  '.join(words)}  {json.dumps(protocol)}")
-        if 'choose' in record and (self.best is None or record['choose'] < self.best['choose']):
-            self.best = record
+        if self.rank == 0 and 'choose' in record and record['choose'] < min(earlier, default=float('inf')):
             best = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'score': record,
                     'E': to_cpu(net.state_dict()), 'masks': to_cpu(masks)}
-            if self.rank == 0:
-                write(self.path('best.pt'), lambda tmp: torch.save(best, tmp))
+            write(self.path('best.pt'), lambda tmp: torch.save(best, tmp))
 
 
 def peak_memory(device):
     """Peak memory so far, MB: allocated on the GPU, or resident in this process."""
     if device.type == 'cuda':
         return round(torch.cuda.max_memory_allocated(device) / 2 ** 20)
-    import resource
+    if os.name == 'nt':
+        return 0
+    import resource                                            # not on Windows
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10))

@@ -276,7 +276,8 @@ class EffNet:
 
 def stop(sentence):
     """Ends the program as a wrong flag does: one sentence on stderr, exit code 2."""
-    print(sentence, file=sys.stderr)
+    if ranks()[0] == 0:
+        print(f'error: {sentence}', file=sys.stderr)
     raise SystemExit(2)
 
 

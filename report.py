@@ -22,6 +22,7 @@ import loop
 
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7',         # Okabe and Ito, for all eyes
            '#E69F00', '#56B4E9', '#000000', '#999999']
+SMOOTH = 9                                                     # log lines in the running mean of D's accuracies
 STYLES = ['-', '--', ':', '-.']
 
 
@@ -49,17 +50,21 @@ def lines(path):
 def collect(folder):
     """Every run below a folder: {path, flags, log, scores, label, sparsity}, dense ones first."""
     runs = []
-    for path in sorted(glob.glob(f'{folder}/**/args.json', recursive=True)):
+    for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
         directory = os.path.dirname(path)
         log, scores = lines(f'{directory}/log.jsonl'), lines(f'{directory}/metrics.jsonl')
         if not log:
             continue
+        scores = [s for s in scores if 'all' in s and s['score'] == scores[-1]['score']]
         with open(path) as f:
             flags = json.load(f)['args']
         sparsity = {n: round(log[-1].get(f'sparsity_{n}', 0.), 4) for n in 'GD'}
         runs.append({'path': directory, 'flags': flags, 'log': log, 'scores': scores, 'sparsity': sparsity,
                      'label': label(flags, sparsity), 'finished': log[-1]['step'] >= flags['steps']})
-    return sorted(runs, key=lambda r: (r['flags']['data'], r['sparsity']['G'], r['flags']['aug'], r['flags']['advaug']))
+    def row(r):                                                # dense first, then by sparsity, plain before augmented
+        f = r['flags']
+        return f['data'], max(r['sparsity'].values()), f['aug'] != 'none', f['advaug'] != 'none', f['seed']
+    return sorted(runs, key=row)
 
 
 def label(flags, sparsity):
@@ -70,7 +75,7 @@ def label(flags, sparsity):
     if flags['advaug'] != 'none':
         kind = 'noise' if flags['adv_noise'] else 'AdvAug'
         words.append(kind if flags['advaug'] == 'gd' else f"{kind} {flags['advaug'].upper()}")
-    return ' + '.join(words)
+    return ' + '.join(words) + (f", seed {flags['seed']}" if flags['seed'] else '')
 
 
 def protocol(run):
@@ -83,7 +88,7 @@ def protocol(run):
 
 def change(run, dense):
     """'-12.3' against the dense row of the same protocol and length, '=' within the sum of spreads, '' without one."""
-    if not dense or run is dense or run['flags']['steps'] != dense['flags']['steps']:
+    if not dense or run is dense or run['scores'][-1]['step'] != dense['scores'][-1]['step']:
         return ''
     new, old = run['scores'][-1], dense['scores'][-1]
     difference = new['all'] - old['all']
@@ -111,8 +116,8 @@ def table(runs):
             out.append(f"| {r['label']}{unfinished} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
                        f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
                        f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) | {inception} |")
-        out += ['', "± is the spread over sets of z of one training, not over trainings; "
-                "'=' is a difference within the sum of two spreads. One seed each.", '']
+        out += ['', "One training a row: ± is the spread over its sets of z (of IS, over splits), not over trainings; "
+                "'=' is a difference within the sum of two spreads.", '']
     missing = [r['path'] for r in runs if not r['scores']]
     return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
 
@@ -140,14 +145,16 @@ def curves(runs, out):
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
     for ax, (key, title) in zip(axes, columns):
         for i, r in enumerate(runs):
-            at = [(line['step'], line[key]) for line in r['log'] if key in line]
-            if at:
-                ax.plot(*zip(*at), label=r['label'], linewidth=1.2, **style(i))
+            at = np.array([(line['step'], line[key]) for line in r['log'] if key in line])
+            if len(at) >= SMOOTH:                              # a hinge D moves up and down as a whole: average it out
+                steps, values = (np.convolve(column, np.ones(SMOOTH) / SMOOTH, 'valid') for column in at.T)
+                ax.plot(steps, values, label=r['label'], linewidth=1.2, **style(i))
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
     axes[0].set_ylabel("D's accuracy")
     axes[2].legend(fontsize=7)
     figures.append(('accuracy.png', fig,
-                    "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2)."))
+                    f"D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); running "
+                    f'mean over {SMOOTH} log lines.'))
     for name, fig, _ in figures:
         fig.tight_layout()
         loop.write(f'{out}/{name}', lambda tmp, fig=fig: fig.savefig(tmp, dpi=120, format='png'))
@@ -158,7 +165,7 @@ def curves(runs, out):
 def grids(runs, out):
     """grids.png: reals and the last samples (seeds 0-31, uncurated) of every run, labelled."""
     panels = [('training images', f"{runs[0]['path']}/reals.png")]
-    panels += [(r['label'], g[-1]) for r in runs if (g := sorted(glob.glob(f"{r['path']}/samples/*.png")))]
+    panels += [(r['label'], g[-1]) for r in runs if (g := sorted(glob.glob(f"{glob.escape(r['path'])}/samples/*.png")))]
     sheets = []
     for text, path in panels:
         with Image.open(path) as im:
@@ -179,7 +186,7 @@ def grids(runs, out):
 
 
 def hours(timed, commands):
-    """One line per name: trainings and hours of its commands at the measured speed (AdvAug: G's passes twice)."""
+    """One line per name: trainings and hours of its commands at the speed of a timed run (AdvAug: 1.3 times that)."""
     log, flags = lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
     seconds = flags['batch'] * flags['d_steps'] / log[-1]['images_per_s']
     cost = collections.defaultdict(lambda: [0, 0.])

@@ -3,7 +3,8 @@
 #   bash run_all.sh            the demo on bundled images: find a ticket, train it four ways, score, table, plots (runs/demo)
 #   bash run_all.sh test       the tests
 #   bash run_all.sh table6     a table of the paper with SCALE=paper; without it, its commands and hours only (also: fig4)
-# STEPS=2500 bash run_all.sh makes the demo longer.  GPUS=8 launches with torchrun.  Finished runs are skipped, cut ones resume.
+# STEPS=2500 bash run_all.sh makes the demo longer; GPUS=8 launches with torchrun.  Finished runs are skipped, cut ones
+# resume; Ctrl-C stops everything.
 set -euo pipefail
 cd "$(dirname "$0")"
 export MPLBACKEND=Agg
@@ -53,10 +54,8 @@ fig4() {                            # SNGAN on CIFAR-10: dense and ticket, with 
     done
 }
 
-hours() {                           # from the speed of one iteration at the paper's width, and from the demo's cost of AdvAug
-    if [ ! -f runs/speed/last.pt ]; then
-        $PY train_sngan.py --data emoji --preset paper --steps 1 --log-every 1 --metrics none --out runs/speed >/dev/null
-    fi
+hours() {                           # from the speed of one warm iteration at the paper's width
+    $PY train_sngan.py --data emoji --preset paper --steps 2 --log-every 1 --metrics none --out runs/speed >/dev/null
     { for name in "$@"; do $name | sed "s/^/$name /"; done; } | $PY report.py --hours runs/speed
 }
 
@@ -71,7 +70,11 @@ table6 | fig4)
         exit 0
     fi
     failed=()
-    while read -r line; do script $line </dev/null || failed+=("$line"); done < <($1)
+    while read -r line; do
+        code=0
+        script $line </dev/null || code=$?
+        case $code in 0) ;; 75 | 130 | 143) exit "$code" ;; *) failed+=("$line") ;; esac
+    done < <($1)
     $PY report.py "runs/$1" || failed+=("report.py runs/$1")
     for line in "${failed[@]+"${failed[@]}"}"; do echo "failed: $line"; done
     [ ${#failed[@]} = 0 ] ;;

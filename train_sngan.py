@@ -3,7 +3,7 @@
 Use:
     python train_sngan.py --data cifar10 --frac 0.1                                   # the dense baseline
     python train_sngan.py --data cifar10 --frac 0.1 --mask ticket.pt --aug diffaug --advaug gd
-    torchrun --nproc_per_node 8 train_sngan.py --data photos/ --mask ticket.pt        # the same run on eight GPUs
+    torchrun --nproc_per_node 8 train_sngan.py --data photos/ --mask ticket.pt        # eight GPUs, BN per GPU
 The same command resumes.
 
     D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))          five times, then
@@ -11,6 +11,7 @@ The same command resumes.
 """
 import argparse
 import copy
+import os
 
 import torch
 
@@ -45,9 +46,10 @@ def get_args(argv=None):
     a('--d-pass', choices=['joint', 'separate'], default='joint',
       help='separate: reals and fakes pass D one after the other, each with its own power iteration, as released')
     first = p.parse_known_args(argv)[0]
-    preset = first.preset or ('demo' if first.data.startswith('emoji') else 'paper')
+    preset = first.preset or ('demo' if first.data in ('emoji', 'emoji-faces') else 'paper')
     p.set_defaults(preset=preset, **PRESETS[preset])
     args = p.parse_args(argv)
+    args.frac = images.share(args.frac)
     loop.check(args)
     for leaf in (augment, advaug):
         if sentence := leaf.contradiction(args, p.get_default):
@@ -60,21 +62,31 @@ def get_args(argv=None):
 
 def widths(args, given):
     """Widths and resolution from the ticket, which is complete by itself; a flag that says otherwise is refused."""
-    ticket = loop.load(args.mask) if args.mask else None
+    ticket = read_ticket(args) if args.mask else None
     if ticket and ticket['model'] != 'sngan':
         loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
-    for flag, default in (('ch_g', 256), ('ch_d', 128)):
-        width = getattr(given, flag) or (ticket['args'][flag] if ticket else getattr(args, flag) or default)
-        setattr(args, flag, width)
-    if args.res % 8:
+    for name, default in (('ch_g', 256), ('ch_d', 128), ('res', 32)):
+        own = ticket['args'][name] if ticket else getattr(args, name)
+        setattr(args, name, getattr(given, name) or own or default)
+    if args.res % 8 or args.res < 8:
         loop.refuse(f'--res {args.res} is not a multiple of 8: SNGAN makes 32, 48, 64 ... pixels')
     if ticket:
         G, D = build(args)
         for name, net in (('G', G), ('D', D)):
             if sentence := prune.mismatch(net, ticket['init'][name], ticket['mask'][name]):
                 loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
-                            f'leave out --ch-g and --ch-d, and give the --res of the ticket ({ticket["args"]["res"]})')
+                            'leave out --ch-g, --ch-d and --res, the ticket has its own')
+    if args.init_from:
+        read_weights(args)
     return args
+
+
+def read_ticket(args):
+    return loop.read(args.mask, f'--mask {args.mask}', 'model', 'args', 'init', 'mask', 'data')
+
+
+def read_weights(args):
+    return loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
 
 
 def build(args):
@@ -89,13 +101,13 @@ def start(args):
     G, D = build(args)
     masks, facts = {'G': {}, 'D': {}}, {}
     if args.mask:
-        ticket = loop.load(args.mask)
+        ticket = read_ticket(args)
         G.load_state_dict(ticket['init']['G']), D.load_state_dict(ticket['init']['D'])
         masks, facts['mask_hash'] = ticket['mask'], loop.digest({k: ticket[k] for k in ('init', 'mask')})
     if args.init_from:
-        weights = loop.load(args.init_from)
+        weights = read_weights(args)
         for name, net in (('G', G), ('D', D)):
-            if sentence := prune.mismatch(net, weights.get(name, {}), {}):
+            if sentence := prune.mismatch(net, weights[name], {}):
                 loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
             net.load_state_dict(weights[name])
         facts['init_hash'] = loop.digest({k: weights[k] for k in 'GD'})
@@ -148,15 +160,20 @@ def perturb(h, objective, args):
     return advaug.pgd(h, objective, args.adv_pgd, args.adv_step, args.adv_eps)
 
 
+def some(x, n):
+    """Up to n rows of a tensor, the same ones always, from all of its classes."""
+    return x[loop.rng(0, 'some').permutation(len(x))[:n]]
+
+
 def note(run, data, args):
     """Write reals.png and subset.json, print what the data are and whether a ticket was found on others."""
     for line in data.report:
         run.say(line)
-    if args.mask and (found := loop.load(args.mask)['data']) not in (None, data.fingerprint):
+    if args.mask and (found := read_ticket(args)['data']) not in (None, data.fingerprint):
         run.say(f'--mask {args.mask} was found on other images ({found}) than these ({data.fingerprint}): '
                 'the paper finds and trains a ticket on the same ones')
     if run.rank == 0:
-        images.save_grid(run.path('reals.png'), data.images[:64])
+        images.save_grid(run.path('reals.png'), some(data.images, 64))
         loop.write_json(run.path('subset.json'), {'data': data.name, 'of': data.total,
                                                   'fingerprint': data.fingerprint, 'index': data.index})
 
@@ -170,8 +187,9 @@ def settled(E, device, batches):
 def grid(run, E, device):
     """samples/STEP.png: seeds 0-63, uncurated."""
     if run.rank == 0:
-        x = settled(E, device, 8)(loop.latents(range(64), E.net.z_dim, device))
-        images.save_grid(run.path(f'samples/{run.step:06d}.png'), metrics.to_uint8(x))
+        with run.observing():
+            x = settled(E, device, 8)(loop.latents(range(64), E.net.z_dim, device))
+            images.save_grid(run.path(f'samples/{run.step:06d}.png'), metrics.to_uint8(x))
 
 
 def references(data, extractor):
@@ -185,10 +203,13 @@ def references(data, extractor):
 @torch.no_grad()
 def evaluate(run, E, args, data, masks, extractor, names, refs):
     """Scores of --eval-samples images, over --eval-repeats sets of z, into metrics.jsonl."""
-    net, device = settled(E, run.device, 64), run.device
+    net = settled(E, run.device, 64)
 
     def sample(first):
-        return lambda a, b: metrics.to_uint8(net(loop.latents(range(first + a, first + b), net.z_dim, device)))
+        def draw(a, b):
+            run.interrupt()
+            return metrics.to_uint8(net(loop.latents(range(first + a, first + b), net.z_dim, run.device)))
+        return draw
     scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names)
               for r in range(args.eval_repeats)]
     protocol = {**scores[0]['protocol'], 'ref': data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats,
@@ -204,7 +225,11 @@ def main(args):
                        args.crop, args.strict)
     if args.check_data:
         return print('\n'.join(data.report))
+    if args.out and os.path.isdir(args.data) and os.path.realpath(args.out).startswith(os.path.realpath(args.data)):
+        loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
     extractor, names = metrics.from_args(args, device)                             # exits 2 before a network is built
+    if extractor and len(data.ref) < 4:
+        loop.refuse(f'--metrics: {len(data.ref)} reference images are too few for a score, give --metrics none')
     G, D, masks, facts = start(args)
     run = loop.Run('sngan', args, data_fingerprint=data.fingerprint, **facts)
     note(run, data, args)
@@ -216,8 +241,9 @@ def main(args):
     nets, sums = dict(G=G, D=D, E=E), loop.Sums(device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
     run.restore(nets, sums)
     reals = data.images.to(device)
-    held = data.holdout[:128].to(device) if data.holdout is not None else reals[:0]
-    if run.step >= args.steps:
+    shown = some(data.images, 128).to(device)
+    held = some(data.holdout, 128).to(device) if data.holdout is not None else shown[:0]
+    if run.done and (run.scored() or not extractor):
         run.say(f'{run.out}: finished at step {run.step}')
         return G.net, D.net
     refs = references(data, extractor) if extractor else {}
@@ -234,8 +260,20 @@ def main(args):
     def g_step(part):
         return g_loss(G.net, D.net, z_g[part], args, sums, context)
 
+    def observed():
+        seen = dict(train=images.batch(shown), held=images.batch(held), gen=E.net.eval()(z))
+        sparsity = {f'sparsity_{name}': prune.sparsity(masks[name]) for name in 'GD'}
+        return {**loop.accuracies(D.net, **seen), **sparsity}
+
+    def score():
+        if extractor and run.due('eval') and not run.scored():
+            run.save(nets, sums)                                                   # what fails from here on costs no step
+            with run.observing():
+                evaluate(run, E, args, data, masks, extractor, names, refs)
+
     if run.step == 0:
         grid(run, E, device)
+    score()                                                                        # one that was cut off
     for step in run.iterations(nets, sums):
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
@@ -247,14 +285,11 @@ def main(args):
         z_g.copy_(loop.gaussian(loop.rng(args.seed, 'G', step), args.g_batch, z_dim))
         G.update(g_step, loop.parts(m, args.batch_gpu))
         E.track(G, args.ema)
-        if run.due('log'):
-            seen = dict(train=images.batch(reals[:128]), held=images.batch(held), gen=E.net.eval()(z))
-            sparsity = {f'sparsity_{name}': prune.sparsity(masks[name]) for name in 'GD'}
-            run.notes.update(loop.accuracies(D.net, **seen), **sparsity)
+        run.log(nets, sums, observed)
         if run.due('sample'):
             grid(run, E, device)
-        if extractor and run.due('eval'):
-            evaluate(run, E, args, data, masks, extractor, names, refs)
+        score()
+    run.save(nets, sums, done=True)
     return G.net, D.net
 
 

@@ -22,6 +22,7 @@ import os
 import sys
 import types
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,7 +50,7 @@ def add_flags(parser):
     a('--holdout', type=int, help='images kept from training (default: the test split, else what --frac leaves out)')
     a('--ref', choices=['auto', 'train', 'test', 'all'], default='auto',
       help='reference of the scores; auto: the test split where the set has one, else the training images')
-    a('--res', type=int, default=32, help='resolution')
+    a('--res', type=int, help='resolution (default: 32)')
     a('--mirror', action=argparse.BooleanOptionalAction, default=False, help='random horizontal flips')
     a('--crop', choices=['centre', 'pad'], default='centre', help='how images become square')
     a('--check-data', action='store_true', help='scan the data, report and exit')
@@ -78,7 +79,7 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
     if plain and train['plain'] is not None:
         train = pick(train, np.flatnonzero(train['plain']))
     n = len(train['images'])
-    keep, left = cut(train, count if isinstance(count, int) else int(count * n), seed, subset, holdout)
+    keep, left = cut(train, count if isinstance(count, int) else int(round(count * n, 6)), seed, subset, holdout)
     if not len(keep):
         refuse(f'--frac {frac} leaves none of the {n} images: use a larger share, or a number of images')
     chosen = pick(train, keep)
@@ -105,7 +106,7 @@ def share(frac):
         value = float(frac)
     except ValueError:
         refuse(f'--frac {frac} is not a number: use a share such as 0.1, or a number of images such as 100')
-    if value > 1 and value == int(value):
+    if 1 < value < float('inf') and value == int(value):
         return int(value)
     if not 0 < value <= 1:
         refuse(f'--frac {frac} is neither a share in (0, 1] nor a whole number of images above 1')
@@ -261,7 +262,7 @@ def rgb(im):
     im = ImageOps.exif_transpose(im)
     if im.mode.startswith('I') or im.mode == 'F':             # 16-bit and float greys: PIL's convert would clip them
         x = np.asarray(im).astype(np.float64)
-        x = x / 257 if x.max() > 255 else x
+        x = x / 257 if kind.startswith('I;16') or x.max() > 255 else x
         im = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
     if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -273,8 +274,13 @@ def rgb(im):
 def listing(path):
     """(name inside, opener) of every file in a folder or zip, sorted; hidden files and folders are passed over."""
     if os.path.isdir(path):
-        names = [os.path.relpath(os.path.join(d, f), path)
-                 for d, _, files in os.walk(path, followlinks=True) for f in files]
+        names, seen = [], set()
+        for d, folders, files in os.walk(path, followlinks=True):
+            if os.path.realpath(d) in seen:                    # a link back to where we have been
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(d))
+            names += [os.path.relpath(os.path.join(d, f), path) for f in files]
         opener = lambda name: open(os.path.join(path, name), 'rb').read()
     else:
         try:
@@ -298,7 +304,8 @@ def folder(path, res, crop, strict):
         try:
             im, kind = rgb(Image.open(io.BytesIO(opener(name))))
             return square(im, res, crop), f'{kind}{"" if im.width == im.height else ", not square"}'
-        except (OSError, SyntaxError, ValueError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError) as e:
+        except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
+                Image.DecompressionBombError) as e:            # RuntimeError: an encrypted member of a zip
             return None, str(e) or type(e).__name__
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:                  # PIL decodes outside the GIL
         decoded = list(pool.map(decode, names))
@@ -312,7 +319,7 @@ def folder(path, res, crop, strict):
     kinds = collections.Counter(why for x, why in decoded if x is not None)
     report = [f'{path}: {len(good)} images read: ' + '; '.join(f'{n} x {k}' for k, n in kinds.most_common())]
     report += [f'{len(bad)} skipped, not readable: ' + '; '.join(bad[:20])] if bad else []
-    directories = [os.path.dirname(n) for n, _ in good]
+    directories = [os.path.dirname(n.lstrip('/')) for n, _ in good]
     common = os.path.commonpath(directories) if all(directories) else ''
     kind = [os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in directories]
     classes = sorted(set(kind))

@@ -66,6 +66,23 @@ def test_strict_stops_at_unreadable_images(odd, capsys):
     assert e.value.code == 2 and 'cut.jpg' in capsys.readouterr().err
 
 
+def test_a_dark_16_bit_image_an_encrypted_zip_and_a_link_to_itself(tmp_path):
+    os.makedirs(tmp_path / 'a')
+    Image.fromarray(np.full((9, 9), 200, np.uint16)).save(tmp_path / 'a' / 'dark.png')
+    os.symlink(tmp_path / 'a', tmp_path / 'a' / 'again')
+    d = images.load(str(tmp_path / 'a'), res=8)
+    assert len(d.images) == 1 and (d.images == 1).all()          # 200 / 257, not 200
+    with zipfile.ZipFile(tmp_path / 'z.zip', 'w') as z:
+        for name in ('open.png', 'secret.png'):
+            z.write(tmp_path / 'a' / 'dark.png', name)
+    raw = bytearray((tmp_path / 'z.zip').read_bytes())
+    for sign, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):    # set the flag 'encrypted' of the second member
+        raw[raw.rindex(sign) + at] |= 1
+    (tmp_path / 'z.zip').write_bytes(raw)
+    d = images.load(str(tmp_path / 'z.zip'), res=8)
+    assert len(d.images) == 1 and 'secret.png' in '\n'.join(d.report)
+
+
 def test_pad_keeps_the_whole_picture_and_centre_fills_the_frame(tmp_path):
     picture((60, 20), (0, 0, 0)).save(tmp_path / 'a.png')
     pad, centre = (images.load(str(tmp_path), res=12, crop=c).images[0] for c in ('pad', 'centre'))

@@ -2,6 +2,7 @@
 import argparse
 import copy
 import os
+import socket
 import subprocess
 import sys
 
@@ -213,8 +214,11 @@ def test_two_ranks_follow_one_process_and_each_other(tmp_path):
     """D has no batch statistic: two halves equal the whole.
 
     G's BN statistics ride in the all-reduce: bit-identical ranks."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
     code = TWO.format(root=ROOT, out=tmp_path)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29517'}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
 
     def start(rank, ranks):
         place = {'RANK': str(rank), 'WORLD_SIZE': str(ranks)}

@@ -1,8 +1,10 @@
 """The scripts end to end, tiny: resume, endings, tickets, ranks, refusals; and twenty updates against a plain loop."""
+import argparse
 import copy
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,9 +38,15 @@ def find(out, *flags):
     return find_ticket.main(find_ticket.get_args(['sngan', *TINY, '--out', str(out), '--ticket', f'{out}.pt', *flags]))
 
 
-def process(script, *flags, ranks=1, port=29519):
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def process(script, *flags, ranks=1):
     """A script as a process of its own (or one per rank), one thread each."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    env, port = {**os.environ, 'OMP_NUM_THREADS': '1'}, free_port()
     extra = [{'RANK': str(r), 'WORLD_SIZE': str(ranks), 'LOCAL_RANK': str(r),
               'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)} for r in range(ranks)] if ranks > 1 else [{}]
     command = [sys.executable, f'{ROOT}/{script}', *map(str, flags)]
@@ -178,17 +186,23 @@ def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, flags, lo
 
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, ticket):
     flags = [*TINY, '--mask', ticket, *METHOD, '--steps', '30', '--save-every', '3',
-             '--metrics', 'fid', '--features', 'effnet', '--eval-every', '15', '--eval-samples', '20',
+             '--metrics', 'fid', '--features', 'effnet', '--eval-every', '10', '--eval-samples', '20',
              '--eval-repeats', '2']
     first = process('train_sngan.py', *flags, '--out', tmp_path / 'cut')
-    wait_for(tmp_path / 'cut' / 'last.pt', first)
+    wait_for(tmp_path / 'cut' / 'metrics.jsonl', first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not loop.load(tmp_path / 'cut' / 'last.pt')['done']
+    for name in ('log.jsonl', 'metrics.jsonl'):                 # a line newer than the checkpoint, and a torn one
+        with open(tmp_path / 'cut' / name, 'a') as f:
+            f.write('{"step": 30, "score": "FD-effnet", "choose": 0}\n{"step": 3')
     for name in ('cut', 'cut', 'whole'):                        # the third call of a finished run changes nothing
         train_sngan.main(train_sngan.get_args([*flags, '--out', str(tmp_path / name)]))
     same_runs(tmp_path / 'cut', tmp_path / 'whole')
-    assert loop.load(tmp_path / 'whole' / 'best.pt')['score']['step'] in (15, 30)
+    a, b = (loop.load(tmp_path / n / 'best.pt') for n in ('cut', 'whole'))
+    scores = report.lines(tmp_path / 'cut' / 'metrics.jsonl')
+    assert [s['step'] for s in scores] == [10, 20, 30] and a['score'] == min(scores, key=lambda s: s['choose'])
+    assert equal(a['E'], b['E']) and a['score'] == b['score']
 
 
 def test_steps_can_be_added_to_a_finished_run(tmp_path):
@@ -201,14 +215,15 @@ def test_steps_can_be_added_to_a_finished_run(tmp_path):
 
 def test_observers_change_nothing(tmp_path):
     train(tmp_path / 'a', '--steps', '4')
-    train(tmp_path / 'b', '--steps', '4', '--log-every', '1', '--sample-every', '1', '--save-every', '1')
+    often = [x for what in ('log', 'sample', 'save', 'eval') for x in (f'--{what}-every', '1')]
+    train(tmp_path / 'b', '--steps', '4', *often, '--metrics', 'fid', '--eval-samples', '10', '--eval-repeats', '1')
     x, y = (loop.load(tmp_path / n / 'last.pt') for n in 'ab')
     assert all(equal(x[k], y[k]) for k in ('G', 'D', 'E', 'opt'))
     assert len(os.listdir(tmp_path / 'b' / 'samples')) == 5      # steps 0 to 4
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--lr-g', '1e-3'], '--lr-g was 0.0002, is 0.001'), (['--frac', '30'], "--frac was '20', is '30'"),
+    (['--lr-g', '1e-3'], '--lr-g was 0.0002, is 0.001'), (['--frac', '30'], '--frac was 20, is 30'),
     (['--advaug', 'd'], "--advaug was 'none', is 'd'"), (['--mask', 'T'], '--mask-hash was None')])
 def test_changed_flags_are_refused_by_name(tmp_path, flags, words, ticket, capsys):
     train(tmp_path, '--steps', '1')
@@ -231,7 +246,8 @@ def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, c
     def call(name):
         train_sngan.main(train_sngan.get_args(['--data', str(tmp_path / name / 'photos'), *flags]))
     call('a')
-    call('a')
+    os.rename(tmp_path / 'a', tmp_path / 'c')
+    call('c')
     with pytest.raises(SystemExit):
         call('b')
     assert '--data-fingerprint' in capsys.readouterr().err
@@ -241,13 +257,14 @@ def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, c
 
 def test_sigterm_saves_exits_143_and_never_counts_as_finished(tmp_path):
     out = tmp_path / 'find'
-    flags = ['sngan', *TINY, '--steps', '200000', '--save-every', '1', '--rounds', '1',
+    flags = ['sngan', *TINY, '--steps', '200000', '--save-every', '1', '--rounds', '1', '--restart',
              '--out', out, '--ticket', tmp_path / 't.pt']
     p = process('find_ticket.py', *flags)
     wait_for(out / 'round0' / 'last.pt', p)
     p.send_signal(signal.SIGTERM)
     text = p.communicate(timeout=60)[0]
-    assert p.returncode == 143 and 'the same command resumes' in text and 'find_ticket.py' in text
+    line = next(line for line in text.splitlines() if 'resume with: python ' in line)
+    assert p.returncode == 143 and 'find_ticket.py sngan' in line and '--restart' not in line and str(out) in line
     saved = loop.load(out / 'round0' / 'last.pt')
     assert not saved['done'] and 1 <= saved['step'] < 200000
     assert not os.path.exists(out / 'ticket1.pt') and not os.path.exists(tmp_path / 't.pt')
@@ -280,6 +297,58 @@ def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_la
     train(tmp_path, '--steps', '4')
     train(tmp_path / 'b', '--steps', '4')
     assert equal(loop.load(tmp_path / 'last.pt')['G'], loop.load(tmp_path / 'b' / 'last.pt')['G'])
+
+
+def test_the_first_checkpoint_comes_after_a_minute_and_the_next_after_ten(tmp_path, monkeypatch):
+    now = [1000.]
+    monkeypatch.setattr(loop.time, 'time', lambda: now[0])
+    run = loop.Run('toy', loop.add_flags(argparse.ArgumentParser()).parse_args(['--out', str(tmp_path)]))
+    due = []
+    for second in range(0, 1400, 10):
+        now[0] = 1000. + second
+        run.agree()
+        if run.timed['save']:
+            due.append(second)
+            run.last_save = now[0]
+    assert due == [70, 680, 1290]
+
+
+def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_step(tmp_path, monkeypatch):
+    short = ['--steps', '2', '--eval-samples', '10', '--eval-repeats', '1']
+    score = [*short, '--metrics', 'fid']
+    train(tmp_path, *short)
+    evaluate = train_sngan.metrics.evaluate
+    monkeypatch.setattr(train_sngan.metrics, 'evaluate', lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, *score)
+    monkeypatch.setattr(train_sngan.metrics, 'evaluate', evaluate)
+    monkeypatch.setattr(train_sngan, 'd_loss', None)            # no step is trained again
+    for _ in range(2):
+        train(tmp_path, *score)
+    assert [s['step'] for s in report.lines(tmp_path / 'metrics.jsonl')] == [2]
+
+
+def test_a_run_that_never_saved_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    with monkeypatch.context() as m, pytest.raises(TypeError):
+        m.setattr(train_sngan, 'd_loss', None)
+        train(tmp_path, '--steps', '1', '--lr-g', '1e-3')
+    train(tmp_path, '--steps', '1')
+
+
+def test_restart_removes_what_a_run_wrote_and_nothing_else(tmp_path):
+    train(tmp_path / 'r', '--steps', '1')
+    find(tmp_path / 'f', '--steps', '1', '--rounds', '1')
+    os.makedirs(tmp_path / 'f' / 'roundtrip')
+    mine = [tmp_path / 'r' / 'samples' / 'holiday.png', tmp_path / 'r' / 'notes.txt',
+            tmp_path / 'f' / 'ticket_concert.pt', tmp_path / 'f' / 'roundtrip' / 'x.png', tmp_path / 'new' / 'last.pt']
+    os.makedirs(tmp_path / 'new')
+    for path in mine:
+        path.write_text('mine')
+    train(tmp_path / 'r', '--steps', '1', '--restart', '--seed', '1')
+    find(tmp_path / 'f', '--steps', '1', '--rounds', '1', '--restart', '--seed', '1')
+    loop.Run.clear(argparse.Namespace(out=tmp_path / 'new', path=lambda n: f'{tmp_path}/new/{n}'))
+    assert all(path.read_text() == 'mine' for path in mine)
+    assert loop.load(tmp_path / 'f.pt')['args']['seed'] == 1
 
 
 # ---- tickets
@@ -359,16 +428,54 @@ def test_weights_can_come_from_a_checkpoint_and_the_mask_from_a_ticket(tmp_path,
     assert set(facts) == {'mask_hash', 'init_hash'}
 
 
+def test_rewinding_goes_to_the_given_weights_when_finding_starts_from_a_checkpoint(tmp_path, capsys):
+    train(tmp_path / 'a', '--steps', '1')
+    start = loop.load(tmp_path / 'a' / 'last.pt')
+    flags = ['--rounds', '2', '--steps', '1', '--init-from', str(tmp_path / 'a' / 'last.pt')]
+    find(tmp_path / 'f', *flags)
+    assert equal(loop.load(tmp_path / 'f.pt')['init']['G'], start['G'])
+    find(tmp_path / 'late', *flags[:3], '3', *flags[4:], '--rewind', '2')
+    late = loop.load(tmp_path / 'late' / 'ticket0.pt')['init']['G']
+    first = json.load(open(tmp_path / 'late' / 'round1' / 'args.json'))['args']
+    assert not equal(late, start['G']) and first['init_from'] is None
+    train(tmp_path / 'b', '--steps', '1', '--seed', '1')
+    with pytest.raises(SystemExit):
+        find(tmp_path / 'f', *flags[:5], str(tmp_path / 'b' / 'last.pt'))
+    assert '--init-hash' in capsys.readouterr().err
+
+
+def test_a_ticket_brings_its_resolution(tmp_path):
+    find(tmp_path / 'f', '--rounds', '1', '--steps', '1', '--res', '48')
+    G, _ = train(tmp_path / 'r', '--steps', '1', '--mask', f'{tmp_path}/f.pt')
+    assert G.res == 48
+
+
+def test_files_that_are_something_else_are_refused_by_what_they_are(tmp_path, ticket, capsys):
+    train(tmp_path, '--steps', '1', '--metrics', 'fid', '--eval-samples', '10', '--eval-repeats', '1')
+    (tmp_path / 'text.pt').write_text('hello')
+    for flag, file, word in (('--mask', 'last.pt', 'is a last.pt'), ('--mask', 'text.pt', 'not a file of torch.save'),
+                             ('--init-from', 'best.pt', 'is a best.pt'), ('--init-from', ticket, 'is a ticket')):
+        with pytest.raises(SystemExit) as e:
+            train_sngan.get_args([*TINY, flag, str(tmp_path / file)])
+        assert e.value.code == 2 and word in capsys.readouterr().err
+    with pytest.raises(SystemExit) as e:
+        generate.main(generate.get_args([ticket]))
+    assert e.value.code == 2 and 'is a ticket' in capsys.readouterr().err
+
+
 def test_two_ranks_train_prune_and_score_together(tmp_path):
-    flags = ['sngan', *TINY, '--steps', '2', '--rounds', '1', '--advaug', 'gd',
+    flags = ['sngan', *TINY, '--steps', '2', '--rounds', '2', '--advaug', 'gd',
              '--metrics', 'fid', '--features', 'effnet', '--eval-samples', '16', '--eval-repeats', '1',
              '--out', tmp_path / 'f', '--ticket', tmp_path / 't.pt']
     ranks = process('find_ticket.py', *flags, ranks=2)
     texts = [p.communicate(timeout=180)[0] for p in ranks]
     assert [p.returncode for p in ranks] == [0, 0], texts
-    t, saved = loop.load(tmp_path / 't.pt'), loop.load(tmp_path / 'f' / 'round0' / 'last.pt')
-    assert abs(t['sparsity']['G'] - .2) < .001 and saved['done'] and saved['state']['ranks'] == 2
-    assert len(report.lines(tmp_path / 'f' / 'round0' / 'metrics.jsonl')) == 1
+    t, saved = loop.load(tmp_path / 't.pt'), loop.load(tmp_path / 'f' / 'round1' / 'last.pt')
+    assert abs(t['sparsity']['G'] - .36) < .001 and saved['done'] and saved['state']['ranks'] == 2
+    assert len(report.lines(tmp_path / 'f' / 'round1' / 'metrics.jsonl')) == 1
+    masks = loop.load(tmp_path / 'f' / 'ticket1.pt')['mask']
+    for name in 'GDE':
+        assert all(not saved[name][n][~keep].any() for n, keep in masks.get(name, masks['G']).items()), name
 
 
 # ---- refusals
@@ -378,6 +485,9 @@ def test_two_ranks_train_prune_and_score_together(tmp_path):
     (['--steps', '0'], ['--steps 0']), (['--advaug', 'gd', '--adv-pgd', '0'], ['--adv-pgd 0']),
     (['--aug-policy', 'cutout'], ['--aug diffaug']), (['--graph'], ['--graph']), (['--ema', '1.5'], ['--ema 1.5']),
     (['--res', '36'], ['--res 36']), (['--mask', 'none.pt'], ['--mask none.pt']), (['--adv-step', '.1'], ['--advaug']),
+    (['--g-batch', '6', '--batch-gpu', '4'], ['--g-batch 6']), (['--lr-g', '-1'], ['--lr-g -1']),
+    (['--ch-g', '0'], ['--ch-g 0']), (['--eval-samples', '1'], ['--eval-samples 1']),
+    (['--frac', 'inf'], ['--frac inf']),
     (['--init-from', 'none.pt'], ['--init-from none.pt']), (['--advaug', 'gd', '--adv-cut-g', '9'], ['--adv-cut-g 9'])])
 def test_flags_that_cannot_be_are_refused_before_anything_is_built(flags, words, capsys, monkeypatch):
     monkeypatch.setattr(train_sngan.images, 'load', None)
@@ -407,6 +517,22 @@ def test_a_ticket_of_another_width_or_model_is_refused_with_layer_and_shapes(tic
     with pytest.raises(SystemExit) as e:
         train_sngan.get_args([*TINY, '--mask', str(tmp_path / 'b.pt')])
     assert e.value.code == 2 and 'train_biggan.py' in capsys.readouterr().err
+
+
+def test_too_few_images_to_score_and_an_out_inside_the_data_are_refused(tmp_path, capsys):
+    for i in range(3):
+        Image.new('RGB', (20, 20)).save(tmp_path / f'{i}.png')
+    flags = ['--data', str(tmp_path), '--metrics', 'fid', *TINY[4:12], '--steps', '1', '--device', 'cpu']
+    for extra, word in (([], '3 reference images'), (['--out', str(tmp_path / 'run')], 'lies in --data')):
+        with pytest.raises(SystemExit) as e:
+            train_sngan.main(train_sngan.get_args([*flags, *extra]))
+        assert e.value.code == 2 and word in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ['0.png', '1.png', '2.png']
+
+
+def test_ticket_finding_can_check_the_data(tmp_path, capsys):
+    find(tmp_path / 'f', '--check-data')
+    assert '20 of 100 training images' in capsys.readouterr().out and not os.path.exists(tmp_path / 'f')
 
 
 @pytest.mark.parametrize('flags', [['--rounds', '0'], ['--rho', '1'], ['--rewind', '60000'], ['--mask', 'x']])
@@ -465,7 +591,7 @@ def test_the_report_says_what_was_measured(tmp_path, ticket):
 
 def test_differences_within_the_spread_are_equal():
     def run(v, std):
-        return {'flags': {'steps': 4}, 'scores': [{'all': v, 'all_std': std}]}
+        return {'scores': [{'step': 4, 'all': v, 'all_std': std}]}
     dense = run(10., 1.)
     assert report.change(run(11.9, 1.), dense) == '=' and report.change(run(12.1, 1.), dense) == '+2.1'
     assert report.change(dense, dense) == ''
