@@ -29,6 +29,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import torch
@@ -454,12 +455,14 @@ def load(path):
 
 def read(path, word, *keys):
     """load(path), refused in a sentence that opens with `word` unless it is a file of ours that holds these keys."""
+    if not os.path.isfile(path):
+        refuse(f'{word}: no such file')
+    if not zipfile.is_zipfile(path):
+        refuse(f'{word} is not a file of torch.save, or not a whole one')
     try:
         saved = load(path)
-    except FileNotFoundError:
-        refuse(f'{word}: no such file')
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
-        refuse(f'{word} is not a file of torch.save: {str(e).splitlines()[0]}')
+    except (pickle.UnpicklingError, RuntimeError) as e:
+        refuse(f'{word} holds more than tensors and plain values: {str(e).splitlines()[0]}')
     missing = [k for k in keys if not isinstance(saved, dict) or k not in saved]
     if missing:
         kinds = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}

@@ -410,9 +410,26 @@ def measure(sample, n, extractor, batch=64, logits=False):
 
 def reference(images, extractor, batch=64):
     """Reference of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced."""
-    moments, _ = measure(lambda start, end: images[start:end], len(images), extractor, batch)
-    mu, sigma = moments.mean_cov()
-    return Reference(moments.n, mu, sigma, factor(sigma), extractor.protocol)
+    return references(images, extractor, {}, batch)['all']
+
+
+def references(images, extractor, parts, batch=64):
+    """{'all': reference of all images, name: of images[rows] for {name: rows} in parts}, each image passed once.
+
+    parts, if any, must cut the images into pieces without overlap: moments add up."""
+    pieces = {name: images[rows] for name, rows in parts.items()} or {'all': images}
+    moments = {name: measure(lambda start, end, x=x: x[start:end], len(x), extractor, batch)[0]
+               for name, x in pieces.items()}
+    if parts:
+        whole = moments['all'] = Moments(extractor.dim, extractor.device)
+        for name in parts:
+            whole.n, whole.sum, whole.outer = (a + b for a, b in zip(
+                (whole.n, whole.sum, whole.outer), (moments[name].n, moments[name].sum, moments[name].outer)))
+    refs = {}
+    for name, m in moments.items():
+        mu, sigma = m.mean_cov()
+        refs[name] = Reference(m.n, mu, sigma, factor(sigma), extractor.protocol)
+    return refs
 
 
 def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64):

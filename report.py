@@ -146,12 +146,13 @@ def curves(runs, out):
     for ax, (key, title) in zip(axes, columns):
         for i, r in enumerate(runs):
             at = np.array([(line['step'], line[key]) for line in r['log'] if key in line])
-            if len(at) >= SMOOTH:                              # a hinge D moves up and down as a whole: average it out
-                steps, values = (np.convolve(column, np.ones(SMOOTH) / SMOOTH, 'valid') for column in at.T)
+            if len(at):                                        # a hinge D moves up and down as a whole: average it out
+                window = np.full(min(SMOOTH, len(at)), 1 / min(SMOOTH, len(at)))
+                steps, values = (np.convolve(column, window, 'valid') for column in at.T)
                 ax.plot(steps, values, label=r['label'], linewidth=1.2, **style(i))
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
     axes[0].set_ylabel("D's accuracy")
-    axes[2].legend(fontsize=7)
+    axes[0].legend(fontsize=7)
     figures.append(('accuracy.png', fig,
                     f"D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); running "
                     f'mean over {SMOOTH} log lines.'))

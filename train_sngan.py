@@ -196,8 +196,7 @@ def references(data, extractor):
     """Moments of the whole reference, and of two halves: one to choose the best checkpoint, one to report it."""
     order = loop.rng(0, 'halves').permutation(len(data.ref))
     half = len(order) // 2
-    parts = {'all': order, 'choose': order[:half], 'report': order[half:]}
-    return {name: metrics.reference(data.ref[rows], extractor) for name, rows in parts.items()}
+    return metrics.references(data.ref, extractor, {'choose': order[:half], 'report': order[half:]})
 
 
 @torch.no_grad()
@@ -261,7 +260,8 @@ def main(args):
         return g_loss(G.net, D.net, z_g[part], args, sums, context)
 
     def observed():
-        seen = dict(train=images.batch(shown), held=images.batch(held), gen=E.net.eval()(z))
+        gen = settled(E, device, 1)(loop.latents(range(64), z_dim, device))
+        seen = dict(train=images.batch(shown), held=images.batch(held), gen=gen)
         sparsity = {f'sparsity_{name}': prune.sparsity(masks[name]) for name in 'GD'}
         return {**loop.accuracies(D.net, **seen), **sparsity}
 

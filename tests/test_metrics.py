@@ -512,3 +512,18 @@ def test_example_must_run_in_an_empty_folder(tmp_path):
     run = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, env={'PATH': '', 'OMP_NUM_THREADS': '1'},
                          text=True, capture_output=True, timeout=100, check=False)
     assert run.returncode == 0 and 'FD' in run.stdout and 'IS' in run.stdout, run.stderr
+
+
+def test_references_of_two_halves_must_add_up_to_that_of_all():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
+    toy = type('Toy', (), dict(dim=48, classes=0, device='cpu', score='toy', name='toy', protocol={},
+                               __call__=lambda self, x: (x.flatten(1).float(), None)))()
+    seen = []
+    count = type('Count', (type(toy),), {'__call__': lambda self, x: (seen.append(len(x)), type(toy).__call__(self, x))[1]})()
+    order = torch.randperm(50)
+    refs = metrics.references(images, count, {'a': order[:20], 'b': order[20:]}, batch=16)
+    whole = metrics.reference(images, toy)
+    assert sum(seen) == 50 and (refs['a'].n, refs['b'].n, refs['all'].n) == (20, 30, 50)
+    assert torch.allclose(refs['all'].mu, whole.mu) and torch.allclose(refs['all'].sigma, whole.sigma)
+    assert torch.allclose(refs['a'].sigma, metrics.reference(images[order[:20]], toy).sigma)
