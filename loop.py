@@ -19,6 +19,7 @@ step t is a function of (seed, stream, t) alone, so nothing but step, weights an
 import argparse
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -193,9 +194,13 @@ def rng(seed, stream, *step):
 
 def order(n, start, count, seed):
     """Indices [count] into n images at positions start, start + 1, ... of an endless row of per-epoch permutations."""
-    positions = np.arange(start, start + count)
-    epochs = {e: rng(seed, 'epoch', e).permutation(n) for e in range(start // n, (start + count - 1) // n + 1)}
-    return np.array([epochs[p // n][p % n] for p in positions])
+    return np.array([epoch(n, p // n, seed)[p % n] for p in range(start, start + count)])
+
+
+@functools.lru_cache(maxsize=4)
+def epoch(n, number, seed):
+    """The permutation of one epoch."""
+    return rng(seed, 'epoch', number).permutation(n)
 
 
 def mine(x):

@@ -160,6 +160,11 @@ def perturb(h, objective, args):
     return advaug.pgd(h, objective, args.adv_pgd, args.adv_step, args.adv_eps)
 
 
+def inside(path, folder):
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath((path, folder)) == folder
+
+
 def some(x, n):
     """Up to n rows of a tensor, the same ones always, from all of its classes."""
     return x[loop.rng(0, 'some').permutation(len(x))[:n]]
@@ -224,7 +229,7 @@ def main(args):
                        args.crop, args.strict)
     if args.check_data:
         return print('\n'.join(data.report))
-    if args.out and os.path.isdir(args.data) and os.path.realpath(args.out).startswith(os.path.realpath(args.data)):
+    if args.out and os.path.isdir(args.data) and inside(args.out, args.data):
         loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
     extractor, names = metrics.from_args(args, device)                             # exits 2 before a network is built
     if extractor and len(data.ref) < 4:
