@@ -293,7 +293,7 @@ class Flat:
         self.adam.step()
 
     def backward(self, f, parts):
-        self.g *= self.bad_at > 0                   # zero; after a non-finite step it stays, to name the guilty tensor
+        self.g *= 0                                 # not zero_(): NaN stays NaN, to name the guilty tensor later
         self.loss.zero_()
         for part in parts:
             loss = f(part)
