@@ -154,8 +154,8 @@ def curves(runs, out):
     axes[0].set_ylabel("D's accuracy")
     axes[0].legend(fontsize=7)
     figures.append(('accuracy.png', fig,
-                    f"D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); running "
-                    f'mean over {SMOOTH} log lines.'))
+                    "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); "
+                    f'running mean over {SMOOTH} log lines.'))
     for name, fig, _ in figures:
         fig.tight_layout()
         loop.write(f'{out}/{name}', lambda tmp, fig=fig: fig.savefig(tmp, dpi=120, format='png'))

@@ -272,7 +272,7 @@ def main(args):
 
     def score():
         if extractor and run.due('eval') and not run.scored():
-            run.save(nets, sums)                                                   # what fails from here on costs no step
+            run.save(nets, sums)                                                   # what fails from here costs no step
             with run.observing():
                 evaluate(run, E, args, data, masks, extractor, names, refs)
 
