@@ -87,7 +87,7 @@ def backward(h, loss, steps=1, step_size=.01, eps=None, weight=1.):
     adv = loss(moved)
     (weight * adv).backward(retain_graph=True)
     if h.requires_grad:
-        h.backward(x.grad + moved.grad)
+        h.backward(x.grad + moved.grad, retain_graph=True)         # micro-batches share W / sigma(W) in front too
     return clean, adv.detach()
 
 

@@ -437,6 +437,14 @@ def write_json(path, value):
     write(path, save)
 
 
+def lines(path):
+    """The records of a .jsonl file without a torn last one, [] if there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.endswith('\n')]
+
+
 def digest(x):
     """Hash of nested dicts of tensors, numbers and strings."""
     h = hashlib.sha256()
@@ -497,7 +505,7 @@ def versions(device):
 def compare(out, identity):
     """Refuse a directory whose args.json has another identity, naming each flag with its old and new value."""
     if not os.path.exists(f'{out}/args.json'):
-        return                                                 # nothing there, or nothing trained there yet
+        return
     with open(f'{out}/args.json') as f:
         old = json.load(f)['identity']
     new = json.loads(json.dumps(identity))
@@ -571,19 +579,12 @@ class Run:
                  ('' if ranks == self.ranks else f'; not bit for bit: {ranks} ranks before, {self.ranks} now'))
         return saved['state']
 
-    def records(self, name):
-        """The whole lines of a .jsonl file, [] if there is none."""
-        if not os.path.exists(self.path(name)):
-            return []
-        with open(self.path(name)) as f:
-            return [json.loads(line) for line in f if line.endswith('\n')]
-
     def cut_back(self):
         """Drop the lines of log.jsonl and metrics.jsonl that are torn or newer than the checkpoint."""
         barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
             if self.rank == 0 and os.path.exists(self.path(name)):
-                kept = [r for r in self.records(name) if r['step'] <= self.step]
+                kept = [r for r in lines(self.path(name)) if r['step'] <= self.step]
 
                 def save(tmp, kept=kept):
                     with open(tmp, 'w') as f:
@@ -593,7 +594,7 @@ class Run:
 
     def scored(self):
         """Whether metrics.jsonl has a line for this step."""
-        return any(r['step'] == self.step for r in self.records('metrics.jsonl'))
+        return any(r['step'] == self.step for r in lines(self.path('metrics.jsonl')))
 
     def append(self, name, record):
         if self.rank == 0:
@@ -722,7 +723,7 @@ class Run:
         if 'is' in scores[0]:
             record['is'], record['is_std'] = np.mean([s['is'] for s in scores], 0).tolist()
         record['protocol'] = protocol
-        earlier = [r['choose'] for r in self.records('metrics.jsonl') if r['score'] == name and 'choose' in r]
+        earlier = [r['choose'] for r in lines(self.path('metrics.jsonl')) if r['score'] == name and 'choose' in r]
         barrier()
         self.append('metrics.jsonl', record)
         words = [f"{name} {record[p]:.2f} +- {record[f'{p}_std']:.2f} ({p})" for p in scores[0].get(name, {})]

@@ -39,20 +39,12 @@ def get_args(argv=None):
     return args
 
 
-def lines(path):
-    """The records of a .jsonl file, [] if it is not there."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f if line.endswith('\n')]
-
-
 def collect(folder):
     """Every run below a folder: {path, flags, log, scores, label, sparsity}, dense ones first."""
     runs = []
     for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
         directory = os.path.dirname(path)
-        log, scores = lines(f'{directory}/log.jsonl'), lines(f'{directory}/metrics.jsonl')
+        log, scores = loop.lines(f'{directory}/log.jsonl'), loop.lines(f'{directory}/metrics.jsonl')
         if not log:
             continue
         scores = [s for s in scores if 'all' in s and s['score'] == scores[-1]['score']]
@@ -188,7 +180,7 @@ def grids(runs, out):
 
 def hours(timed, commands):
     """One line per name: trainings and hours of its commands at the speed of a timed run (AdvAug: 1.3 times that)."""
-    log, flags = lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
+    log, flags = loop.lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
     seconds = flags['batch'] * flags['d_steps'] / log[-1]['images_per_s']
     cost = collections.defaultdict(lambda: [0, 0.])
     for command in commands:

@@ -77,7 +77,7 @@ def equal(a, b):
 
 def records(path):
     """Log lines without what depends on the clock and the machine."""
-    return [{k: v for k, v in r.items() if k not in ('time', 'images_per_s', 'peak_mb')} for r in report.lines(path)]
+    return [{k: v for k, v in r.items() if k not in ('time', 'images_per_s', 'peak_mb')} for r in loop.lines(path)]
 
 
 def same_runs(a, b):
@@ -200,7 +200,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_p
         train_sngan.main(train_sngan.get_args([*flags, '--out', str(tmp_path / name)]))
     same_runs(tmp_path / 'cut', tmp_path / 'whole')
     a, b = (loop.load(tmp_path / n / 'best.pt') for n in ('cut', 'whole'))
-    scores = report.lines(tmp_path / 'cut' / 'metrics.jsonl')
+    scores = loop.lines(tmp_path / 'cut' / 'metrics.jsonl')
     assert [s['step'] for s in scores] == [10, 20, 30] and a['score'] == min(scores, key=lambda s: s['choose'])
     assert equal(a['E'], b['E']) and a['score'] == b['score']
 
@@ -325,7 +325,7 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
     monkeypatch.setattr(train_sngan, 'd_loss', None)            # no step is trained again
     for _ in range(2):
         train(tmp_path, *score)
-    assert [s['step'] for s in report.lines(tmp_path / 'metrics.jsonl')] == [2]
+    assert [s['step'] for s in loop.lines(tmp_path / 'metrics.jsonl')] == [2]
 
 
 def test_a_run_that_never_saved_does_not_stand_in_the_way(tmp_path, monkeypatch):
@@ -472,7 +472,7 @@ def test_two_ranks_train_prune_and_score_together(tmp_path):
     assert [p.returncode for p in ranks] == [0, 0], texts
     t, saved = loop.load(tmp_path / 't.pt'), loop.load(tmp_path / 'f' / 'round1' / 'last.pt')
     assert abs(t['sparsity']['G'] - .36) < .001 and saved['done'] and saved['state']['ranks'] == 2
-    assert len(report.lines(tmp_path / 'f' / 'round1' / 'metrics.jsonl')) == 1
+    assert len(loop.lines(tmp_path / 'f' / 'round1' / 'metrics.jsonl')) == 1
     masks = loop.load(tmp_path / 'f' / 'ticket1.pt')['mask']
     for name in 'GDE':
         assert all(not saved[name][n][~keep].any() for n, keep in masks.get(name, masks['G']).items()), name
