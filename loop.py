@@ -40,8 +40,8 @@ from torch.nn.utils import parametrize
 START = time.time()                          # --max-hours counts from here
 STOP = []                                    # signals received; read once per step, so that all ranks stop at one
 FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics',
-        'batch_gpu', 'device', 'check_data', 'strict', 'root', 'weights',        # may differ on resume;
-        'data', 'mask', 'init_from'}                                             # of these the content is compared
+        'batch_gpu', 'eval_batch', 'device', 'check_data', 'strict', 'root', 'weights', 'cache',     # may differ;
+        'data', 'mask', 'init_from', 'protocol'}                                 # of these the content is compared
 
 
 def add_flags(parser):
@@ -717,17 +717,19 @@ class Run:
 
         The best by `choose` (one half of the reference) is kept in best.pt, to be reported on the other half."""
         record = {'step': self.step, 'score': name}
-        for part in scores[0].get(name, {}):
-            values = [s[name][part] for s in scores]
-            record[part], record[f'{part}_std'] = float(np.mean(values)), float(np.std(values))
-        if 'is' in scores[0]:
-            record['is'], record['is_std'] = np.mean([s['is'] for s in scores], 0).tolist()
+        words = []
+        for key in [k for k in scores[0] if k != 'protocol']:
+            several = isinstance(scores[0][key], dict)             # one value per reference
+            for part in scores[0][key] if several else ['all']:
+                values = np.array([s[key][part] if several else s[key] for s in scores])       # [sets of z] or [.., 2]
+                column = part if key == name else key if part == 'all' else f'{key}_{part}'
+                mean, std = values.mean(0) if values.ndim > 1 else (values.mean(), values.std())
+                record[column], record[f'{column}_std'] = float(mean), float(std)
+                words.append(f'{key} {mean:.5g} +- {std:.2g} ({part})')
         record['protocol'] = protocol
         earlier = [r['choose'] for r in lines(self.path('metrics.jsonl')) if r['score'] == name and 'choose' in r]
         barrier()
         self.append('metrics.jsonl', record)
-        words = [f"{name} {record[p]:.2f} +- {record[f'{p}_std']:.2f} ({p})" for p in scores[0].get(name, {})]
-        words += [f"IS {record['is']:.2f} +- {record['is_std']:.2f}"] if 'is' in record else []
         self.say(f"step {self.step}: {'  '.join(words)}  {json.dumps(protocol)}")
         if self.rank == 0 and 'choose' in record and record['choose'] < min(earlier, default=float('inf')):
             best = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'score': record,

@@ -1,17 +1,20 @@
-"""Scores of generated images in one streamed pass on any number of ranks: Frechet distance (FID) and Inception Score.
+"""Scores of generated images in one streamed pass on any number of ranks: FID, IS, KID, precision and recall, copies.
 
 Use:
     import torch
-    from metrics import frechet, inception_score
-    x, y = torch.randn(2, 500, 64)                                  # two sets of features [N, D]
-    print('FD', frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()))
+    from metrics import frechet, inception_score, kid, prdc
+    x, y = torch.randn(2, 500, 64)                                  # features of generated and of real images [N, D]
+    print('FD', frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()), 'KID', kid(x, y), prdc(x, y))
     print('IS', inception_score(torch.randn(500, 1008)))            # mean and std over 10 splits
+
+From the shell, on folders, zips, cifar10-test ... or .npz statistics (torchrun shares the work):
+    python metrics.py --gen samples/ --ref photos/ --metrics fid,kid,prdc,copy --json scores.json --sheet copies.png
 
 FID = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))         Heusel et al. 2017, Eq. 6
 IS  = exp(E_x KL(p(y|x) || p(y)))                             Salimans et al. 2016, section 4
+KID = E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x.y / D + 1)^3        Binkowski et al. 2018, section 4
 FID is this distance on pool3 of TensorFlow's Inception of 2015-12-05 and nothing else; on the offline features it is
-FD-effnet. Training scripts: add_flags, from_args, reference(images, ...) once, evaluate(sample, n, ...) often.
-Folders of images: python metrics.py --gen samples/ --ref photos/ --json scores.json
+FD-effnet. Training scripts: add_flags, from_args, references(images, ...) once, evaluate(sample, n, ...) often.
 """
 import argparse
 import contextlib
@@ -25,7 +28,9 @@ import os
 import sys
 import time
 import urllib.request
-from collections import deque, namedtuple
+import zipfile
+from collections import Counter, deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -37,9 +42,22 @@ URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
        'pt_inception-2015-12-05-6726825d.pth')
 SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 FILES = 'pt_inception-2015-12-05-6726825d.pth', 'weights-inception-2015-12-05-6726825d.pth'     # one file, two names
-METRICS = 'fid', 'is'
+METRICS = {'fid': (), 'is': ('logits',), 'kid': ('features',), 'prdc': ('features',), 'copy': ('features',)}   # keeps
+RESIZE = {'torch': 'half-pixel bilinear 299', 'tf1': 'TF1 bilinear 299', 'clean': 'antialiased bicubic 299'}
 QUANTISE = 'uint8, 127.5 x + 128 truncated'
-Reference = namedtuple('Reference', 'n mu sigma root protocol')     # root: factor(sigma), the costly half of a score
+ENDINGS = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm'
+NAMED = tuple(f'{name}-{split}' for name in ('cifar10', 'cifar100', 'fashion-mnist') for split in ('train', 'test'))
+SEED = 2020                                             # of shuffles and subsets, as torch-fidelity: equal to the digit
+PAPER = dict(ref='test', resize='torch', is_splits=1, is_bias=True)                     # its BigGAN code
+PROTOCOLS = {                                           # flag defaults, see from_args and the README
+    'cifar': dict(eval_samples=10000, **PAPER),
+    'tiny-imagenet': dict(eval_samples=10000, **PAPER),
+    'imagenet': dict(eval_samples=50000, **PAPER),
+    'fewshot': dict(eval_samples=5000, ref='train', resize='torch', is_splits=10, is_bias=False),
+    'sngan-released': dict(eval_samples=50000, ref='all', resize='tf1', is_splits=10, is_bias=False),
+}
+# Of n images: moments of their features; root: factor(sigma), the costly half of a distance; kept rows [n, ...] or None
+Stats = namedtuple('Stats', 'n mu sigma root features logits protocol')
 
 
 def factor(sigma):
@@ -102,23 +120,108 @@ class Moments:
         return mu, (self.outer - self.n * mu.outer(mu)) / (self.n - 1)
 
 
-def inception_score(logits, splits=10, seed=0):
+def inception_score(logits, splits=10, seed=SEED):
     """Mean and std (divisor `splits`) of the Inception Score over splits of logits [N, classes] (Salimans et al. 2016).
 
-    Samples are shuffled first: in class order every split would hold few classes. Raises ValueError for N < splits.
-    """
+    Samples are shuffled first (seed None: they are not): in class order every split would hold few classes. Raises
+    ValueError for N < splits."""
     logits = torch.as_tensor(logits)
     n = len(logits)
     if n < splits:
         raise ValueError(f'{n} samples do not make {splits} splits')
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    order = torch.as_tensor(np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n))
     scores = []
     for k in range(splits):
-        logp = logits[order[k * n // splits:(k + 1) * n // splits]].double().log_softmax(1)     # [N / splits, classes]
+        logp = logits[order[k * n // splits:(k + 1) * n // splits]].double().log_softmax(1)     # [N / splits, C]
         marginal = logp.logsumexp(0) - np.log(len(logp))            # log p(y); never -inf, unlike the log of a mean
         scores.append((logp.exp() * (logp - marginal)).sum(1).mean().exp())
     scores = torch.stack(scores)
     return float(scores.mean()), float(scores.std(correction=0))
+
+
+def kid(x, y, subsets=100, size=1000, seed=SEED):
+    """Mean and std over subsets of the Kernel Inception Distance of features x [N, D] and y [M, D], unbiased.
+
+    Binkowski et al. 2018, section 4: cubic kernel; near 0, or below, for samples of one distribution. Subsets of `size`
+    images, or of all in the smaller set, drawn without replacement. Raises ValueError for fewer than 2 images."""
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    size, rng = min(size, len(x), len(y)), np.random.RandomState(seed)
+    if size < 2:
+        raise ValueError(f'a kernel distance needs 2 samples or more, not {size}')
+    subsets = 1 if size == len(x) == len(y) else subsets            # each would be the whole set
+
+    def kernel(a, b):
+        return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
+    whole = max(len(x), len(y)) <= 5 * size                         # then one product costs less than those of subsets
+    K = [kernel(a, b) for a, b in ((x, x), (y, y), (x, y))] if whole else None
+    values = []
+    for _ in range(subsets):
+        i, j = (torch.as_tensor(rng.choice(len(a), size, replace=False), device=x.device) for a in (x, y))
+        if whole:
+            xx, yy, xy = K[0][i][:, i], K[1][j][:, j], K[2][i][:, j]
+        else:
+            xx, yy, xy = kernel(x[i], x[i]), kernel(y[j], y[j]), kernel(x[i], y[j])
+        within = xx.sum() - xx.trace() + yy.sum() - yy.trace()      # no sample with itself: unbiased
+        values.append(within / (size * (size - 1)) - 2 * xy.mean())
+    values = torch.stack(values)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def distances(x, y, entries=2 ** 24):
+    """Yields (rows, Euclidean distances [rows, M]) of x [N, D] to y [M, D] float64, `entries` numbers at a time."""
+    step, square = max(1, entries // len(y)), y.square().sum(1)
+    for start in range(0, len(x), step):
+        a = x[start:start + step]
+        yield slice(start, start + len(a)), (a.square().sum(1)[:, None] + square - 2 * a @ y.T).clamp(min=0).sqrt()
+
+
+def nearest(x, y, k=1):
+    """Distances and indices [N, k] of the k rows of y [M, D] closest to each row of x [N, D]; y None: x without itself.
+
+    Raises ValueError when y has fewer rows than that."""
+    x, alone = torch.as_tensor(x).double(), y is None
+    y = x if alone else torch.as_tensor(y).double()
+    if len(y) - alone < k:
+        raise ValueError(f'{len(y)} samples have no {k} neighbours')
+    near, index = [], []
+    for rows, d in distances(x, y):
+        if alone:
+            d[range(len(d)), range(rows.start, rows.stop)] = torch.inf
+        at = d.topk(k, largest=False).indices
+        index.append(at)
+        near.append(torch.stack([(x[rows] - y[i]).norm(dim=1) for i in at.T], 1))       # no round-off: 0 for a copy
+    return torch.cat(near), torch.cat(index)
+
+
+def prdc(fake, real, k=3, k_dc=5):
+    """{'precision', 'recall', 'density', 'coverage'} of features fake [N, D] against real [M, D].
+
+    Precision: share of fakes no farther from some real than its k-th neighbour; recall: the same with the roles
+    exchanged (Kynkaanniemi et al. 2019, Eq. 2). Density: mean number of balls of reals that hold a fake, over k_dc;
+    coverage: share of those balls that hold a fake (Naeem et al. 2020, Eqs. 2-3). Raises ValueError for N or M <= k."""
+    fake, real = torch.as_tensor(fake).double(), torch.as_tensor(real).double()
+    ball, fake_ball = (nearest(a, None, k)[0].amax(1) for a in (real, fake))            # [M], [N]
+    tight = nearest(real, None, k_dc)[0].amax(1)                                        # [M]
+    inside, density, found, closest = 0, 0, torch.zeros_like(ball).bool(), torch.full_like(ball, torch.inf)
+    for rows, d in distances(fake, real):                                               # [rows, M]
+        inside += (d <= ball).any(1).sum()
+        density += (d < tight).sum()
+        found |= (d <= fake_ball[rows, None]).any(0)
+        closest = torch.minimum(closest, d.amin(0))
+    return {'precision': float(inside) / len(fake), 'recall': float(found.double().mean()),
+            'density': float(density) / (k_dc * len(fake)), 'coverage': float((closest < tight).double().mean())}
+
+
+def copy_radius(real):
+    """5th percentile of the distances of real [M, D] to their nearest neighbours: what is closer counts as a copy."""
+    return float(nearest(real, None)[0].quantile(0.05))
+
+
+def copy_rate(fake, real):
+    """Share of fake [N, D] within copy_radius of some training image, real [M, D].
+
+    1 for the training images themselves, near 0.05 for new images of the same distribution."""
+    return float((nearest(fake, real)[0] <= copy_radius(real)).double().mean())
 
 
 def to_uint8(x):
@@ -131,9 +234,9 @@ def resize_matrix(n, size, mode, device='cpu'):
     """A [size, n] float32, such that A @ x resizes the n rows of x: every resizer of the field is linear and separable.
 
     'torch': bilinear at half-pixel centres, as F.interpolate and pytorch-fid; 'tf1': bilinear from the corner, as
-    TensorFlow 1 and the first FID; 'bicubic': Keys 1981 with a = -1/2, antialiased, as PIL.
+    TensorFlow 1 and the first FID; 'clean': bicubic (Keys 1981, a = -1/2), antialiased, as PIL and clean-fid.
     """
-    if mode == 'bicubic':
+    if mode == 'clean':
         scale = n / size
         t = np.abs(np.arange(n) + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)       # [size, n]
         A = np.where(t < 1, 1.5 * t ** 3 - 2.5 * t ** 2 + 1,
@@ -159,7 +262,7 @@ def resize(images, size, mode, device='cpu'):
         raise ValueError(f'uint8 images [N, 3, H, W] are needed, not {images.dtype} {list(images.shape)}')
     rows, columns = (resize_matrix(n, size, mode, device) for n in images.shape[2:])
     x = rows @ (images.to(device).float() @ columns.T)              # [N, 3, size, size]
-    return x.clamp(0, 255) if mode == 'bicubic' else x              # Keys' kernel overshoots
+    return x.clamp(0, 255) if mode == 'clean' else x                # Keys' kernel overshoots
 
 
 @contextlib.contextmanager
@@ -213,29 +316,62 @@ def inception_graph():
     return net
 
 
+def merge_(net):
+    """In each block of Inception all 1 x 1 convolutions of its input become one, and an average pool comes after it,
+    over fewer channels, since the two commute: the same function, faster. To be called after fuse_."""
+    for block in net.children():
+        parts = dict(block.named_children())
+        if 'branch1x1' in parts:
+            average = block is not net.Mixed_7c                     # a maximum does not commute
+            heads = [key for key in parts if key == 'branch1x1' or key.endswith('_1')] + ['branch_pool'] * average
+            convs = [parts[key].conv for key in heads]
+            weight, bias = torch.cat([c.weight for c in convs]).detach(), torch.cat([c.bias for c in convs]).detach()
+            block.forward = functools.partial(mixed, parts, heads, weight, bias)
+
+
+def mixed(parts, heads, weight, bias, x):
+    """An Inception block: heads, merged into one convolution, and what follows them in parts, x [N, C, H, W]."""
+    y = F.conv2d(x, weight, bias).split([parts[key].conv.out_channels for key in heads], 1)
+    branches = dict(zip(heads, y))
+    if 'branch_pool' in branches:
+        branches['branch_pool'] = F.avg_pool2d(branches['branch_pool'], 3, 1, 1, count_include_pad=False)
+    out = []
+    for key, y in branches.items():
+        y = y.relu()
+        for i in '2345' if key.endswith('_1') else '':              # then _2, _3 ..., the last perhaps as _3a and _3b
+            tails = [parts[key[:-1] + i + end] for end in ('', 'a', 'b') if key[:-1] + i + end in parts]
+            y = torch.cat([tail(y) for tail in tails], 1) if tails else y
+        out.append(y)
+    return torch.cat(out if 'branch_pool' in branches else [*out, parts['branch_pool'](x)], 1)
+
+
 class Inception:
-    """uint8 images -> pool3 features [N, 2048] and logits [N, 1008] without bias, as FID and IS are defined.
+    """uint8 images -> pool3 features [N, 2048] and logits [N, 1008], as FID and IS are defined.
 
     weights: path of the file at URL; exits 2 on another sha256, since the score would not be FID. resize: 'torch', as
-    pytorch-fid, or 'tf1', as the first FID.
+    pytorch-fid, 'tf1', as the first FID, or 'clean', as clean-fid. bias: whether logits have theirs (IS: none).
     """
     name, score, dim, classes = 'inception', 'FID', 2048, 1008
 
-    def __init__(self, weights, device='cpu', resize='torch', sha256=SHA256):
+    def __init__(self, weights, device='cpu', resize='torch', bias=False, sha256=SHA256):
         state, digest = load_weights(weights, sha256)
         net = inception_graph().to_empty(device=device)
         net.load_state_dict({key.removeprefix('module.'): value for key, value in state.items()})
-        self.fc, net.fc = net.fc.weight.detach(), torch.nn.Identity()       # IS is defined without the bias
-        self.net, self.device, self.resize = fuse_(net), device, resize
+        self.fc, net.fc = net.fc.requires_grad_(False), torch.nn.Identity()
+        self.bias, self.resize, self.device = bias, resize, device
+        self.chunk, form = (8, torch.channels_last) if torch.device(device).type == 'cpu' else (None, None)
+        self.net = fuse_(net).to(memory_format=form or torch.contiguous_format)         # on CPUs 1.5 times faster
+        merge_(self.net)
         self.protocol = {'features': 'inception-2015-12-05 pool3', 'weights': digest[:8], 'quantise': QUANTISE,
-                         'resize': {'torch': 'half-pixel bilinear 299', 'tf1': 'TF1 bilinear 299'}[resize]}
+                         'resize': RESIZE[resize]}
 
     def __call__(self, images):
         """uint8 [N, 3, H, W] in 0..255 -> features [N, 2048], logits [N, 1008], float32."""
         with full_precision(self.device):
             x = resize(images, 299, self.resize, self.device)
-            f = self.net(2 * x / 255 - 1 if self.resize == 'torch' else (x - 128) / 128)
-            return f, f @ self.fc.T
+            x = 2 * x / 255 - 1 if self.resize == 'torch' else (x - 128) / 128
+            f = torch.cat([self.net(part) for part in x.split(self.chunk or len(x))])
+            return f, F.linear(f, self.fc.weight, self.fc.bias if self.bias else None)
 
 
 class EffNet:
@@ -269,14 +405,14 @@ class EffNet:
     def __call__(self, images):
         """uint8 [N, 3, H, W] in 0..255 -> features [N, 1280] float32, None (there is no score on its logits)."""
         with full_precision(self.device):
-            x = (resize(images, 96, 'bicubic', self.device) - 127) / 128        # the input of the Lite networks
+            x = (resize(images, 96, 'clean', self.device) - 127) / 128        # the input of the Lite networks
             x = x.contiguous(memory_format=torch.channels_last)
             return torch.cat([self.net.extract_features(part).mean((2, 3)) for part in x.split(self.chunk)]), None
 
 
-def stop(sentence):
-    """Ends the program as a wrong flag does: one sentence on stderr, exit code 2."""
-    if ranks()[0] == 0:
+def stop(sentence, alone=False):
+    """Ends the program as a wrong flag does: one sentence on stderr, exit code 2. alone: no other rank may know it."""
+    if alone or ranks()[0] == 0:
         print(f'error: {sentence}', file=sys.stderr)
     raise SystemExit(2)
 
@@ -358,12 +494,12 @@ def find_weights(limit):
     return (path, None) if everywhere(path is not None) else (None, why)
 
 
-def extractor(features='auto', weights=None, device='cpu', resize='torch'):
+def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=False):
     """An Inception or an EffNet: called with uint8 images it returns features and logits (None for EffNet).
 
     features 'inception', 'effnet' or 'auto': Inception if its weights are found or come within a minute, else EffNet
-    with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and resize 'tf1' ask for Inception. Exits 2 when what
-    was asked for cannot be had.
+    with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and another resize than 'torch' ask for Inception.
+    Exits 2 when what was asked for cannot be had.
     """
     if features == 'effnet':
         if weights or resize != 'torch':
@@ -371,11 +507,11 @@ def extractor(features='auto', weights=None, device='cpu', resize='torch'):
         return EffNet(device)
     weights = weights or os.environ.get('FID_INCEPTION_WEIGHTS')
     if weights:
-        return Inception(weights, device, resize)
+        return Inception(weights, device, resize, bias)
     wished = features == 'inception' or resize != 'torch'
     path, why = find_weights(600 if wished else 60)
     if path:
-        return Inception(path, device, resize)
+        return Inception(path, device, resize, bias)
     if wished:
         stop(f'--features inception: {why}; {remedy()}')
     if ranks()[0] == 0:
@@ -383,159 +519,478 @@ def extractor(features='auto', weights=None, device='cpu', resize='torch'):
     return EffNet(device)
 
 
-@torch.no_grad()
-def measure(sample, n, extractor, batch=64, logits=False):
-    """Moments of the features of samples 0..n-1 and, if wanted, their logits [n, classes], complete on every rank.
+def complete(n, mu, sigma, features=None, logits=None, protocol=None):
+    """Stats with a root straight from the features, where these are fewer than dimensions: no eigenproblem of D x D."""
+    few = features is not None and n <= len(mu)
+    root = ((features.double() - mu) / (n - 1) ** 0.5).T if few else None               # [D, n]
+    return Stats(n, mu, sigma, root, features, logits, protocol)
 
-    Rank r takes the batches r, r + ranks, ...: the same batches on any number of ranks, hence the same features.
-    """
+
+@torch.no_grad()
+def stats(sample, n, extractor, batch=64, keep=()):
+    """Stats of samples 0..n-1, complete on every rank; keep: 'features' and 'logits' to hold, [n, ...] float32.
+
+    sample(start, end): images start..end-1, uint8. Rank r takes the batches r, r + ranks, ...: the same batches on any
+    number of ranks, hence the same features. Raises ValueError for n < 2 or a sample of another length."""
     rank, world = ranks()
     moments = Moments(extractor.dim, extractor.device)
-    rows = torch.zeros(n, extractor.classes, device=extractor.device) if logits else None
+    keep = {*keep, 'features'} if n <= extractor.dim else keep      # then they are smaller than their covariance
+    widths = {'features': extractor.dim, 'logits': extractor.classes}
+    rows = {key: torch.zeros(n, widths[key], device=extractor.device) for key in keep}
     for start in range(rank * batch, n, world * batch):
         end = min(start + batch, n)
         images = sample(start, end)
         if len(images) != end - start:
             raise ValueError(f'sample({start}, {end}) returned {len(images)} images')
-        f, out = extractor(images)
-        moments.add(f)
-        if logits:
-            rows[start:end] = out
-    if logits and world > 1:
-        dist.all_reduce(rows)                                       # each row is one rank's, and zero on the others
+        out = dict(zip(widths, extractor(images)))
+        moments.add(out['features'])
+        for key, kept in rows.items():
+            kept[start:end] = out[key]
+    if world > 1:
+        for key in sorted(rows):
+            dist.all_reduce(rows[key])                              # each row is one rank's, and zero on the others
     moments.reduce_()
     assert moments.n == n
-    return moments, rows
+    return complete(n, *moments.mean_cov(), **rows, protocol=extractor.protocol)
 
 
-def reference(images, extractor, batch=64):
-    """Reference of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced."""
-    return references(images, extractor, {}, batch)['all']
+def pooled(a, b):
+    """Stats of the union of two disjoint sets (Chan et al. 1979)."""
+    n, step = a.n + b.n, a.mu - b.mu
+    within = (a.n - 1) * a.sigma + (b.n - 1) * b.sigma
+    sigma = (within + a.n * b.n / n * step.outer(step)) / (n - 1)
+    features = None if a.features is None or b.features is None else torch.cat((a.features, b.features))
+    return complete(n, (a.n * a.mu + b.n * b.mu) / n, sigma, features, protocol=a.protocol)
 
 
-def references(images, extractor, parts, batch=64):
-    """{'all': reference of all images, name: of images[rows] for {name: rows} in parts}, each image passed once.
+def reference(images, extractor, batch=64, keep=False, cache='none'):
+    """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced."""
+    return references(images, extractor, {}, batch, keep, cache)['all']
 
-    parts, if any, must cut the images into pieces without overlap: moments add up."""
+
+def references(images, extractor, parts, batch=64, keep=False, cache='none'):
+    """{'all': Stats of all images, name: of images[rows] for {name: rows} in parts}, each image passed once at most.
+
+    parts, if any, must cut the images into pieces without overlap. keep: hold the features, which all metrics but
+    'fid' need. cache: a folder of earlier results, 'auto' (one beside the weights) or 'none'."""
     pieces = {name: images[rows] for name, rows in parts.items()} or {'all': images}
-    moments = {name: measure(lambda start, end, x=x: x[start:end], len(x), extractor, batch)[0]
-               for name, x in pieces.items()}
-    if parts:
-        whole = moments['all'] = Moments(extractor.dim, extractor.device)
-        for name in parts:
-            whole.n, whole.sum, whole.outer = (a + b for a, b in zip(
-                (whole.n, whole.sum, whole.outer), (moments[name].n, moments[name].sum, moments[name].outer)))
-    refs = {}
-    for name, m in moments.items():
-        mu, sigma = m.mean_cov()
-        refs[name] = Reference(m.n, mu, sigma, factor(sigma), extractor.protocol)
-    return refs
+    refs = {name: remembered(x, extractor, batch, keep, cache) for name, x in pieces.items()}
+    refs['all'] = functools.reduce(pooled, refs.values())
+    return {name: ref if ref.root is not None else ref._replace(root=factor(ref.sigma)) for name, ref in refs.items()}
 
 
-def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64):
-    """Scores of n samples: {'FID' or 'FD-effnet': {name: distance}, 'is': (mean, std), 'protocol': {...}}.
+def fingerprint(images):
+    """sha256 of the content of uint8 images [N, 3, H, W], or the .fingerprint that they bring."""
+    if hasattr(images, 'fingerprint'):
+        return images.fingerprint
+    digest = hashlib.sha256(str(list(images.shape)).encode())
+    digest.update(images.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def remembered(images, extractor, batch, keep, cache):
+    """Stats of images out of the cache, or measured and put there. The name of the file is a hash of the images
+    themselves and of the protocol: what has changed is not found."""
+    def measure():
+        return stats(lambda start, end: images[start:end], len(images), extractor, batch, ['features'] * keep)
+    if cache == 'none':
+        return measure()
+    folder = os.path.join(torch.hub.get_dir(), 'gan-metrics') if cache == 'auto' else cache
+    key = json.dumps([fingerprint(images), extractor.protocol], sort_keys=True)
+    path = os.path.join(folder, f'{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz')
+    found = None
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        found = load_stats(path, extractor.device)
+    if everywhere(found is not None and (found.features is not None or not keep)):
+        return found
+    found = measure()
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        try:
+            os.makedirs(folder, exist_ok=True)
+            save_stats(path, found)
+        except OSError as error:
+            print(f'--cache {cache}: {error}; the reference is measured anew each time', file=sys.stderr)
+    return found
+
+
+def save_stats(path, s, source=''):
+    """Writes Stats as .npz: mu and sigma as pytorch-fid and clean-fid read them, and how they came about.
+
+    Beside them n, ddof (1), source, features, weights (hash), quantise, resize; and feats [N, D], if kept."""
+    extra = {} if s.features is None else {'feats': s.features.cpu().numpy()}
+    part = f'{path}.{os.getpid()}.part'
+    with open(part, 'wb') as file:
+        np.savez(file, mu=s.mu.cpu().numpy(), sigma=s.sigma.cpu().numpy(), n=s.n or 0, ddof=1, source=source,
+                 **(s.protocol or {}), **extra)
+    os.replace(part, path)
+
+
+def load_stats(path, device='cpu'):
+    """Stats of an .npz: ours, or pytorch-fid's or clean-fid's, which record no protocol and no n (both None here).
+
+    Raises OSError, KeyError (no mu or sigma) or ValueError (no .npz)."""
+    with np.load(path) as file:
+        held = {key: file[key] for key in file.files}
+    mu, sigma = (torch.from_numpy(held[key]).to(device, torch.float64) for key in ('mu', 'sigma'))
+    features = torch.from_numpy(held['feats']).to(device) if 'feats' in held else None
+    known = [key for key in ('features', 'weights', 'quantise', 'resize') if key in held]
+    return complete(int(held.get('n', 0)) or None, mu, sigma, features,
+                    protocol={key: str(held[key]) for key in known} or None)
+
+
+def distance(a, b):
+    """Frechet distance of two Stats, through the smaller root at hand."""
+    if a.root is None or b.root is not None and b.root.shape[1] < a.root.shape[1]:
+        a, b = b, a
+    return frechet(a.mu, a.sigma, b.mu, b.sigma, a.root, min(a.n, b.n) - 1 if a.n and b.n else None)
+
+
+def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, size=1000, k=3, k_dc=5):
+    """Scores of gen, Stats, against {name: Stats}: {'FID' or 'FD-effnet': {ref: distance}, 'is': (mean, std), 'kid':
+    {ref: (mean, std)}, 'precision', 'recall', 'density', 'coverage', 'copy': {ref: value}, 'protocol': {...}}.
+
+    As asked for by metrics; all but the distance against those references only that hold their features. extractor:
+    the one that gen went through, if any did. Raises ValueError for references of another protocol, and where
+    features or logits are missing."""
+    for name, ref in refs.items():
+        if gen.protocol and ref.protocol and gen.protocol != ref.protocol:
+            raise ValueError(f'reference {name} was measured with {ref.protocol}, not {gen.protocol}')
+    needs = {key for metric in metrics for key in METRICS[metric]}
+    rich = {key: ref for key, ref in refs.items() if ref.features is not None}
+    if lacking := [key for key in sorted(needs) if getattr(gen, key) is None]:
+        raise ValueError(f'{",".join(metrics)} needs the {lacking[0]} of the generated images, not moments alone')
+    if 'features' in needs and not rich:
+        raise ValueError(f'{",".join(metrics)} needs the features of the reference, not moments alone')
+    result, protocol = {}, {**(gen.protocol or {}), 'n_gen': gen.n, 'n_ref': {key: ref.n for key, ref in refs.items()}}
+    if 'fid' in metrics:
+        result[extractor.score if extractor else called(gen, *refs.values())] = {
+            key: distance(ref, gen) for key, ref in refs.items()}
+    if 'is' in metrics:
+        result['is'] = inception_score(gen.logits, splits)
+        protocol['is'] = (f'{splits} splits, shuffled with seed {SEED}, logits '
+                          f'with{"" if extractor and extractor.bias else "out"} bias')
+    if 'kid' in metrics:
+        result['kid'] = {key: kid(gen.features, ref.features, subsets, size) for key, ref in rich.items()}
+        protocol['kid'] = f'{subsets} subsets of {size} or all, drawn with seed {SEED}, cubic kernel, unbiased'
+    if 'prdc' in metrics:
+        found = {key: prdc(gen.features, ref.features, k, k_dc) for key, ref in rich.items()}
+        result.update({word: {key: found[key][word] for key in found} for word in next(iter(found.values()))})
+        protocol['prdc'] = f'k = {k} (precision, recall), {k_dc} (density, coverage), on these features, not VGG16'
+    if 'copy' in metrics:
+        result['copy'] = {key: copy_rate(gen.features, ref.features) for key, ref in rich.items()}
+        protocol['copy'] = 'within the 5th percentile of nearest-neighbour distances in the reference'
+    return {**result, 'protocol': protocol}
+
+
+def called(*sets):
+    """The name of the distance between Stats at hand: FID only if one of them records the features of FID."""
+    known = [s.protocol['features'] for s in sets if s.protocol] or ['']
+    return {'i': 'FID', 'e': 'FD-effnet'}.get(known[0][:1], 'FD')
+
+
+def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64, **settings):
+    """Scores of n samples, see `scores`, which also takes the settings.
 
     sample(start, end): samples start..end-1 as uint8 [end - start, 3, H, W], the same for every way of cutting 0..n.
     refs: {name: reference(...)}, all served by one pass. Ranks share the work and all return the scores. Raises
-    ValueError for a reference of another protocol, for 'is' without logits or with n < 10, for 'fid' with n < 2.
+    ValueError as `scores`, for 'is' without logits or with n < splits, and for n < 2.
     """
     if not metrics:
         return {}
     if 'is' in metrics and not extractor.classes:
         raise ValueError(f'the Inception Score needs Inception, not {extractor.name}')
-    for name, ref in refs.items():
-        if ref.protocol != extractor.protocol:
-            raise ValueError(f'reference {name} was measured with {ref.protocol}, not {extractor.protocol}')
-    moments, logits = measure(sample, n, extractor, batch, logits='is' in metrics)
-    scores, protocol = {}, {**extractor.protocol, 'n_gen': n}
-    if 'fid' in metrics:
-        mu, sigma = moments.mean_cov()
-        scores[extractor.score] = {name: frechet(ref.mu, ref.sigma, mu, sigma, ref.root, min(ref.n, n) - 1)
-                                   for name, ref in refs.items()}
-        protocol['n_ref'] = {name: ref.n for name, ref in refs.items()}
-    if 'is' in metrics:
-        scores['is'] = inception_score(logits)
-        protocol['is'] = '10 splits, shuffled with seed 0, logits without bias'
-    return {**scores, 'protocol': protocol}
+    gen = stats(sample, n, extractor, batch, {key for metric in metrics for key in METRICS[metric]})
+    return scores(gen, refs, metrics, extractor, **settings)
 
 
 def add_flags(parser):
-    """The flags that from_args understands."""
-    parser.add_argument('--metrics', default='auto', help='auto (fid, with Inception also is), none, or from fid,is')
-    parser.add_argument('--features', default='auto', choices=['auto', 'inception', 'effnet'],
-                        help='network behind the scores; auto: inception if its weights can be had, else effnet')
-    parser.add_argument('--weights', metavar='PATH', help='weights of the Inception of FID; or $FID_INCEPTION_WEIGHTS')
+    """The flags that from_args understands; returns the parser."""
+    a = parser.add_argument
+    a('--metrics', default='auto', help=f'auto (fid, with Inception also is), none, or from {",".join(METRICS)}')
+    a('--features', default='auto', choices=['auto', 'inception', 'effnet'],
+      help='network behind the scores; auto: inception if its weights can be had, else effnet')
+    a('--weights', metavar='PATH', help='weights of the Inception of FID; or $FID_INCEPTION_WEIGHTS')
+    a('--protocol', choices=PROTOCOLS, help='defaults for samples, reference, resize and IS as published')
+    a('--resize', default='torch', choices=RESIZE, help='to the 299 px of Inception: as pytorch-fid, TTUR, clean-fid')
+    a('--is-splits', type=int, default=10, help='splits of the Inception Score')
+    a('--is-bias', action=argparse.BooleanOptionalAction, default=False, help='IS from logits with bias (StudioGAN)')
+    a('--eval-batch', type=int, default=64, help='images per pass of the metric network')
+    a('--cache', default='auto', metavar='DIR', help='of reference statistics; auto: beside the weights; or none')
+    return parser
 
 
-def from_args(args, device='cpu', resize='torch'):
-    """The extractor and the list of metrics that args ask for; (None, []) for --metrics none. Exits 2 as extractor."""
-    if args.metrics == 'none':
-        return None, []
-    words = [] if args.metrics == 'auto' else args.metrics.split(',')
+def protocol_defaults(parser, argv=None):
+    """Makes the values of --protocol, if given, the defaults of its flags: to be called before parse_args."""
+    name = parser.parse_known_args(argv)[0].protocol
+    parser.set_defaults(**PROTOCOLS.get(name, {}))
+
+
+def asked(args):
+    """The list of metrics that args ask for, empty for auto. Exits 2 on what there is not."""
+    for flag in ('is_splits', 'eval_batch'):
+        if getattr(args, flag) < 1:
+            stop(f'--{flag.replace("_", "-")} {getattr(args, flag)} is not positive: use 1 or more')
+    words = [] if args.metrics in ('auto', 'none') else args.metrics.split(',')
     for word in words:
         if word not in METRICS:
             stop(f'--metrics {args.metrics}: there is no {word!r}, choose auto, none or from {",".join(METRICS)}')
     if 'is' in words and args.features == 'effnet':
         stop(f'--metrics {args.metrics}: is needs --features inception, or use --metrics fid')
-    net = extractor('inception' if 'is' in words else args.features, args.weights, device, resize)
-    return net, words or [word for word in METRICS if word != 'is' or net.classes]
+    return words
 
 
-class Folder:
-    """The PNG and JPG files under a folder; a slice of it is a list of uint8 images [3, H, W]."""
+def from_args(args, device='cpu'):
+    """The extractor and the list of metrics that args ask for; (None, []) for --metrics none. Exits 2 as extractor."""
+    words = asked(args)
+    if args.metrics == 'none':
+        return None, []
+    net = extractor('inception' if 'is' in words else args.features, args.weights, device, args.resize, args.is_bias)
+    return net, words or [word for word in ('fid', 'is') if word != 'is' or net.classes]
 
-    def __init__(self, flag, path):
-        self.files = sorted(os.path.join(root, name) for root, _, names in os.walk(path) for name in names
-                            if name.lower().endswith(('.png', '.jpg', '.jpeg')))
-        if len(self.files) < 2:
-            stop(f'{flag} {path}: {len(self.files)} PNG or JPG images are there, name a folder with 2 or more')
+
+class Images:
+    """Images behind a flag of the command line: a slice gives uint8 [n, 3, H, W], or a list of them of mixed sizes.
+
+    Says on stderr how far it is, every five seconds."""
+
+    def __init__(self, name, n, get, fingerprint):
+        self.name, self.n, self.get, self.fingerprint = name, n, get, fingerprint
+        self.seen, self.begun, self.said = 0, None, time.monotonic()
 
     def __len__(self):
-        return len(self.files)
+        return self.n
 
-    def __getitem__(self, part):
-        from PIL import Image
-        images = []
-        for path in self.files[part]:
-            try:
-                images.append(torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1))
-            except OSError as error:
-                stop(f'{path} cannot be read ({error}): remove it')
-        print(f'{path}: {part.stop}/{len(self)}', file=sys.stderr)
+    def __getitem__(self, rows):
+        now = time.monotonic()
+        self.begun = self.begun or now
+        if now - self.said > 5 and ranks()[0] == 0:
+            self.said, rate = now, self.seen * ranks()[1] / (now - self.begun)
+            left = (self.n - rows.start) / rate if rate else float('nan')
+            print(f'{self.name}: {rows.start}/{self.n}, {rate:.1f} images/s, {left:.0f} s left', file=sys.stderr)
+        self.seen += rows.stop - rows.start
+        return self.get(rows)
+
+
+def rgb(image):
+    """uint8 [3, H, W] of any PIL image: upright, 16 bits and floats scaled, transparency over white."""
+    from PIL import Image, ImageOps
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in 'IF':
+        x = np.asarray(image, np.float64)
+        image = Image.fromarray((x / 257 if x.max() > 255 else x).round().clip(0, 255).astype(np.uint8))
+    if image.mode[-1] in 'Aa' or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
+
+
+def folder(flag, path):
+    """Images of the files in a folder or zip, decoded by threads, one batch ahead. Exits 2 on what cannot be read."""
+    from PIL import Image
+    try:
+        archive = zipfile.ZipFile(path) if os.path.isfile(path) else None
+    except zipfile.BadZipFile:
+        stop(f'{flag} {path} is neither a folder nor a zip of images nor an .npz')
+    every = archive.namelist() if archive else (os.path.join(at, name) for at, _, names in os.walk(path)
+                                                for name in names)
+    names = sorted(name for name in every if name.lower().endswith(ENDINGS) and not os.path.basename(name)[0] == '.')
+    if len(names) < 2:
+        stop(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))         # PIL decodes outside the GIL
+
+    def load(name, decode):
+        try:
+            data = archive.read(name) if archive else read(name)[0]
+            image = Image.open(io.BytesIO(data))
+            return rgb(image) if decode else (image.mode, hashlib.sha256(data).digest())
+        except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            return f'{name} ({error})'
+    headers = list(pool.map(lambda name: load(name, False), names))
+    if bad := [header for header in headers if isinstance(header, str)]:
+        stop(f'{flag} {path}: {len(bad)} of {len(names)} images cannot be read: {"; ".join(bad[:5])}')
+    if ranks()[0] == 0:
+        kinds = Counter(mode for mode, _ in headers)
+        converted = ', '.join(f'{n} {mode}' for mode, n in kinds.items() if mode != 'RGB')
+        print(f'{path}: {len(names)} images{f", converted to RGB: {converted}" if converted else ""}', file=sys.stderr)
+    ahead = {}
+
+    def get(rows):
+        step = rows.stop - rows.start
+        jobs = ahead.pop(rows.start, None) or [pool.submit(load, name, True) for name in names[rows]]
+        following = rows.start + step * ranks()[1]
+        ahead[following] = [pool.submit(load, name, True) for name in names[following:following + step]]
+        images = [job.result() for job in jobs[:step]]
+        if bad := [image for image in images if isinstance(image, str)]:
+            stop(f'{flag} {path}: {bad[0]} cannot be read', alone=True)
         return images                                               # [3, H, W] each
+    return Images(path, len(names), get, hashlib.sha256(b''.join(digest for _, digest in headers)).hexdigest())
+
+
+def named(flag, name, root):
+    """Images of a split of torchvision's data sets, in --root or downloaded there. Fashion-MNIST is padded to 32 px."""
+    import torchvision.datasets as sets
+    kind, _, split = name.rpartition('-')
+    kind = {'cifar10': sets.CIFAR10, 'cifar100': sets.CIFAR100, 'fashion-mnist': sets.FashionMNIST}[kind]
+    try:
+        if ranks()[0] == 0:
+            kind(root, train=split == 'train', download=True)
+        everywhere(True)                                            # the others look when the first has written
+        x = torch.as_tensor(kind(root, train=split == 'train').data)
+    except (OSError, RuntimeError) as error:
+        stop(f'{flag} {name} is not in --root {root} and cannot be fetched ({error}): unpack it there')
+    x = F.pad(x, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3) if x.ndim == 3 else x
+    x = x.permute(0, 3, 1, 2)                                       # [N, 3, 32, 32]
+    return Images(name, len(x), x.__getitem__, fingerprint(x))
+
+
+def source(flag, path, root, device):
+    """Images, or Stats of an .npz, behind --gen or --ref. Exits 2 on anything else."""
+    if path in NAMED and not os.path.exists(path):
+        return named(flag, path, root)
+    if not os.path.exists(path):
+        stop(f'{flag} {path} does not exist: name a folder, a zip, an .npz or one of {", ".join(NAMED)}')
+    if not path.endswith('.npz'):
+        return folder(flag, path)
+    try:
+        with np.load(path) as file:
+            if {'mu', 'sigma'} <= set(file.files):
+                return load_stats(path, device)
+            x = torch.from_numpy(file[file.files[0]])               # arr_0 of guided-diffusion's samples
+    except (OSError, ValueError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        stop(f'{flag} {path} cannot be read: {error}')
+    if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) < 2:
+        stop(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
+    x = x.permute(0, 3, 1, 2)
+    return Images(path, len(x), x.__getitem__, fingerprint(x))
+
+
+def sheet(path, gen, ref, near, index, radius, rows=8, tile=96):
+    """Writes a PNG of samples, each with its nearest training images to the right: the first samples (left half) and
+    those closest to a training image (right half). Numbers: distance / copy radius, a copy is at 1 or less.
+
+    gen, ref: images by slices; near, index [N, k]: of `nearest`; radius: of `copy_radius`."""
+    from PIL import Image, ImageDraw
+    k, closest = index.shape[1], near[:, 0].argsort()[:rows].tolist()
+    canvas = Image.new('RGB', (2 * (k + 2) * tile, 20 + min(rows, len(near)) * (tile + 14)), 'white')
+    draw = ImageDraw.Draw(canvas)
+    draw.text((4, 4), 'first samples | nearest training images', 'black')
+    draw.text(((k + 2) * tile + 4, 4), 'samples nearest to a training image | nearest training images', 'black')
+
+    def place(images, i, x, y, text):
+        image = Image.fromarray(images.get(slice(i, i + 1))[0].permute(1, 2, 0).cpu().numpy())
+        canvas.paste(image.resize((tile, tile), Image.Resampling.BICUBIC), (x, y))
+        draw.text((x + 2, y + tile + 1), text, 'black')
+    for half, chosen in enumerate((range(min(rows, len(near))), closest)):
+        for row, i in enumerate(chosen):
+            x, y = half * (k + 2) * tile, 20 + row * (tile + 14)
+            place(gen, i, x, y, f'sample {i}')
+            for column, (j, d) in enumerate(zip(index[i].tolist(), near[i].tolist())):
+                place(ref, j, x + (column + 1) * tile + tile // 4, y, f'{d / radius:.2f}' if radius else f'{d:.3g}')
+    canvas.save(f'{path}.part', 'PNG')
+    os.replace(f'{path}.part', path)
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description='Scores of a folder of images against another.', allow_abbrev=False)
-    parser.add_argument('--gen', required=True, metavar='DIR', help='generated images, PNG or JPG')
-    parser.add_argument('--ref', required=True, metavar='DIR', help='real images, PNG or JPG')
-    add_flags(parser)
-    parser.add_argument('--resize', default='torch', choices=['torch', 'tf1'], help='how Inception gets its 299 px')
-    parser.add_argument('--batch', type=int, default=64, help='images per pass')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'], help='auto: cuda if there is one')
-    parser.add_argument('--json', metavar='FILE', help='also write the scores there')
-    return parser.parse_args(argv)
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = p.add_argument
+    what = f'folder, zip, .npz, or {", ".join(NAMED)}'
+    a('--gen', metavar='X', help=f'generated images: {what}')
+    a('--ref', metavar='Y', help=f'real images, for copy and --sheet those of the training: {what}')
+    a('--root', default='datasets', help='where downloaded data sets lie')
+    add_flags(p)
+    a('--eval-samples', type=int, metavar='N', help='score the first N images of --gen (default: all)')
+    a('--kid-subsets', type=int, default=100, help='subsets of KID')
+    a('--kid-size', type=int, default=1000, help='images in each, or all that there are')
+    a('--k', type=int, default=3, help='neighbours of precision and recall')
+    a('--k-dc', type=int, default=5, help='neighbours of density and coverage')
+    a('--sheet', metavar='PNG', help='draw samples beside their nearest images of --ref')
+    a('--save-stats', metavar='NPZ', help='write statistics of --ref, for --ref, pytorch-fid and clean-fid')
+    a('--device', default='auto', choices=['auto', 'cuda', 'cpu'], help='auto: cuda if there is one')
+    a('--json', metavar='FILE', help='also write the scores there')
+    protocol_defaults(p, argv)
+    args = p.parse_args(argv)
+    asked(args)
+    if args.metrics == 'none':
+        stop('--metrics none leaves nothing to compute: use --metrics auto')
+    if min(args.kid_subsets, args.kid_size - 1, args.k, args.k_dc) < 1:
+        stop('--kid-subsets, --k and --k-dc must be 1 or more, --kid-size 2 or more')
+    if not args.gen and not args.save_stats:
+        stop('--gen is missing: name the generated images, or --save-stats to write the statistics of --ref alone')
+    if not args.ref and (args.metrics != 'is' or args.sheet or args.save_stats):
+        stop('--ref is missing: name the real images (only --metrics is does without)')
+    return args
+
+
+def launch(device):
+    """The device of this process, one of several if torchrun says so."""
+    if device == 'cuda' and not torch.cuda.is_available():
+        stop('--device cuda: there is none here, use --device cpu')
+    device = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
+        if device == 'cuda':
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+    return device
+
+
+def check(args, gen, ref, words):
+    """Exits 2 where the images or statistics at hand cannot give what is asked for."""
+    need = {'is': '--gen', 'fid': ''}                               # the others need features of both
+    for flag, path, x in (('--gen', args.gen, gen), ('--ref', args.ref, ref)):
+        if isinstance(x, Stats):
+            if x.protocol is None and ranks()[0] == 0:
+                print(f'{flag} {path} records no protocol: mind that resize and network are the same', file=sys.stderr)
+            lacking = [word for word in words if need.get(word, flag) == flag and (word == 'is' or x.features is None)]
+            if lacking or args.sheet:
+                stop(f'{flag} {path} holds too little for {lacking[0] if lacking else "--sheet"}: name the images')
+        n = x and (x.n if isinstance(x, Stats) else len(x))
+        if n and 'prdc' in words and n <= max(args.k, args.k_dc):
+            stop(f'{flag} {path}: {n} images do not have {max(args.k, args.k_dc)} neighbours each, drop prdc')
+        if n and 'is' in words and flag == '--gen' and n < args.is_splits:
+            stop(f'{flag} {path}: {n} images do not make the {args.is_splits} splits of is, use --metrics fid')
 
 
 def main(argv=None):
+    """Scores as one JSON object, the last line of stdout; returns them."""
     args = get_args(argv)
-    gen, ref = Folder('--gen', args.gen), Folder('--ref', args.ref)
-    device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    net, metrics = from_args(args, device, args.resize)
-    if not metrics:
-        stop('--metrics none leaves nothing to compute: use --metrics auto')
-    if 'is' in metrics and len(gen) < 10:
-        stop(f'--gen {args.gen}: {len(gen)} images do not make the 10 splits of --metrics is, use --metrics fid')
+    device = launch(args.device)
+    gen, ref = (path and source(flag, path, args.root, device)
+                for flag, path in (('--gen', args.gen), ('--ref', args.ref)))
+    if args.eval_samples and isinstance(gen, Images):
+        if not 2 <= args.eval_samples <= len(gen):
+            stop(f'--eval-samples {args.eval_samples}: {args.gen} has {len(gen)} images, use 2 to {len(gen)}')
+        gen.n = args.eval_samples
+    net, words = None, ['fid']                                      # statistics alone need no network
+    if isinstance(gen, Images) or isinstance(ref, Images):
+        net, words = from_args(args, device)
+    elif args.metrics not in ('auto', 'fid'):
+        stop(f'--metrics {args.metrics} cannot be had from statistics alone: name images, or use --metrics fid')
+    check(args, gen, ref, words)
 
-    refs = {args.ref: reference(ref, net, args.batch)} if 'fid' in metrics else {}
-    scores = evaluate(lambda start, end: gen[start:end], len(gen), net, refs, metrics, args.batch)
-    scores = {'gen': args.gen, **scores}
-    if args.json:
-        with open(f'{args.json}.part', 'w') as file:
-            json.dump(scores, file)
-        os.replace(f'{args.json}.part', args.json)
-    print(json.dumps(scores))
-    return scores
+    keep = {key for word in words for key in METRICS[word]} | ({'features'} if args.sheet else set())
+    refs, result = {}, {'gen': args.gen}
+    if ref and (words != ['is'] or args.save_stats or args.sheet):
+        rich = 'features' in keep
+        refs[args.ref] = ref if isinstance(ref, Stats) else reference(ref, net, args.eval_batch, rich, args.cache)
+    if gen:
+        made = gen if isinstance(gen, Stats) else stats(lambda a, b: gen[a:b], len(gen), net, args.eval_batch, keep)
+        try:
+            result |= scores(made, refs, words, net, args.is_splits, args.kid_subsets, args.kid_size, args.k, args.k_dc)
+        except ValueError as error:                                 # statistics of another protocol or network
+            stop(f'--ref {args.ref}: {error}')
+    if ranks()[0] == 0:
+        if args.save_stats:
+            save_stats(args.save_stats, refs[args.ref], args.ref)
+        if args.sheet:
+            real = refs[args.ref].features
+            sheet(args.sheet, gen, ref, *nearest(made.features, real, min(4, len(real))), copy_radius(real))
+        if args.json:
+            with open(f'{args.json}.part', 'w') as file:
+                json.dump(result, file)
+            os.replace(f'{args.json}.part', args.json)
+        print(json.dumps(result))
+    return result
 
 
 if __name__ == '__main__':

@@ -24,6 +24,9 @@ COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7',         # Okabe and Ito, 
            '#E69F00', '#56B4E9', '#000000', '#999999']
 SMOOTH = 9                                                     # log lines in the running mean of D's accuracies
 STYLES = ['-', '--', ':', '-.']
+EXTRA = {'is': ('IS', 1, 2), 'kid': ('KID x 1000', 1000, 2), 'precision': ('precision', 1, 3),      # scale, digits
+         'recall': ('recall', 1, 3), 'density': ('density', 1, 3), 'coverage': ('coverage', 1, 3),
+         'copy': ('copies', 1, 3), 'copy_train': ('copies of training images', 1, 3)}
 
 
 def get_args(argv=None):
@@ -87,6 +90,12 @@ def change(run, dense):
     return '=' if abs(difference) <= new['all_std'] + old['all_std'] else f'{difference:+.1f}'
 
 
+def cell(score, key):
+    """One further score, scaled as papers print it."""
+    scale, digits = EXTRA[key][1:]
+    return f"{score[key] * scale:.{digits}f} ± {score[f'{key}_std'] * scale:.{digits}f}" if key in score else '–'
+
+
 def table(runs):
     """Markdown lines: one table per protocol, the protocol above it, unfinished runs named."""
     out = []
@@ -95,21 +104,23 @@ def table(runs):
         dense = next((r for r in rows if r['label'] == 'dense'), None)
         name, p = rows[0]['scores'][-1]['score'], json.loads(key)
         n = p['n_ref']
+        extra = [key for key in EXTRA if any(key in r['scores'][-1] for r in rows)]
         out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, "
                 f"against {p['ref']} (last: all {n['all']}, best: chosen on {n['choose']}, "
                 f"reported on the other {n['report']}); {p['features']}, resize {p['resize']}, "
-                f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}.", '',
-                f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) | IS |',
-                '|---|---|---|---|---|---|---|']
+                f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}"
+                + ''.join(f'; {key}: {p[key]}' for key in ('is', 'kid', 'prdc', 'copy') if key in p) + '.', '',
+                f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) |'
+                + ''.join(f' {EXTRA[key][0]} |' for key in extra), '|---|---|---|---|---|---|' + '---|' * len(extra)]
         for r in rows:
             last, best = r['scores'][-1], min(r['scores'], key=lambda s: s['choose'])
             unfinished = '' if r['finished'] else ' (unfinished)'
-            inception = '%.2f ± %.2f' % (last['is'], last['is_std']) if 'is' in last else '–'
             out.append(f"| {r['label']}{unfinished} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
                        f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
-                       f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) | {inception} |")
-        out += ['', "One training a row: ± is the spread over its sets of z (of IS, over splits), not over trainings; "
-                "'=' is a difference within the sum of two spreads.", '']
+                       f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) |"
+                       + ''.join(f' {cell(last, key)} |' for key in extra))
+        out += ['', "One training a row: ± is the spread over its sets of z (of IS over splits, of KID over subsets), "
+                "not over trainings; '=' is a difference within the sum of two spreads.", '']
     missing = [r['path'] for r in runs if not r['scores']]
     return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
 

@@ -48,6 +48,7 @@ def get_args(argv=None):
     first = p.parse_known_args(argv)[0]
     preset = first.preset or ('demo' if first.data in ('emoji', 'emoji-faces') else 'paper')
     p.set_defaults(preset=preset, **PRESETS[preset])
+    metrics.protocol_defaults(p, argv)
     args = p.parse_args(argv)
     args.frac = images.share(args.frac)
     loop.check(args)
@@ -197,11 +198,16 @@ def grid(run, E, device):
             images.save_grid(run.path(f'samples/{run.step:06d}.png'), metrics.to_uint8(x))
 
 
-def references(data, extractor):
-    """Moments of the whole reference, and of two halves: one to choose the best checkpoint, one to report it."""
+def references(data, args, extractor, names):
+    """Statistics of the reference, and of two halves: one to choose the best checkpoint, one to report it. Copies are
+    sought among the training images."""
     order = loop.rng(0, 'halves').permutation(len(data.ref))
     half = len(order) // 2
-    return metrics.references(data.ref, extractor, {'choose': order[:half], 'report': order[half:]})
+    rest = dict(batch=args.eval_batch, keep=bool({'kid', 'prdc', 'copy'} & {*names}), cache=args.cache)
+    refs = metrics.references(data.ref, extractor, {'choose': order[:half], 'report': order[half:]}, **rest)
+    if 'copy' in names and data.ref is not data.images:
+        refs['train'] = metrics.reference(data.images, extractor, **rest)
+    return refs
 
 
 @torch.no_grad()
@@ -214,8 +220,8 @@ def evaluate(run, E, args, data, masks, extractor, names, refs):
             run.interrupt()
             return metrics.to_uint8(net(loop.latents(range(first + a, first + b), net.z_dim, run.device)))
         return draw
-    scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names)
-              for r in range(args.eval_repeats)]
+    scores = [metrics.evaluate(sample(r * 10 ** 6), args.eval_samples, extractor, refs, names, args.eval_batch,
+                               splits=args.is_splits) for r in range(args.eval_repeats)]
     protocol = {**scores[0]['protocol'], 'ref': data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats,
                 'seed': args.seed, 'sparsity': {name: round(prune.sparsity(m), 4) for name, m in masks.items()},
                 'generator': f'EMA {args.ema}, BN settled on 64 x 64 z'}
@@ -232,8 +238,10 @@ def main(args):
     if args.out and os.path.isdir(args.data) and inside(args.out, args.data):
         loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
     extractor, names = metrics.from_args(args, device)                             # exits 2 before a network is built
-    if extractor and len(data.ref) < 4:
+    if extractor and len(data.ref) < 6:
         loop.refuse(f'--metrics: {len(data.ref)} reference images are too few for a score, give --metrics none')
+    if 'is' in names and args.eval_samples < args.is_splits:
+        loop.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more of them')
     G, D, masks, facts = start(args)
     run = loop.Run('sngan', args, data_fingerprint=data.fingerprint, **facts)
     note(run, data, args)
@@ -250,7 +258,7 @@ def main(args):
     if run.done and (run.scored() or not extractor):
         run.say(f'{run.out}: finished at step {run.step}')
         return G.net, D.net
-    refs = references(data, extractor) if extractor else {}
+    refs = references(data, args, extractor, names) if extractor else {}
 
     n, m, z_dim = args.batch // run.ranks, args.g_batch // run.ranks, G.net.z_dim
     x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)

@@ -205,20 +205,26 @@ def test_fashion_mnist_comes_from_its_idx_files(tmp_path):
     assert d.labels.tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
-def test_cifar_comes_from_its_python_batches(name, tmp_path, monkeypatch):
+def write_cifar(name, root, monkeypatch):
+    """CIFAR as its archive unpacks, 3 images a file; returns torchvision's class, which then checks no sums."""
     import torchvision
     kind = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    os.makedirs(tmp_path / kind.base_folder)
+    os.makedirs(root / kind.base_folder)
     key = 'labels' if name == 'cifar10' else 'fine_labels'
     for file, _ in kind.train_list + kind.test_list:
         x = np.arange(3 * 3072).reshape(3, 3072).astype(np.uint8)
-        with open(tmp_path / kind.base_folder / file, 'wb') as f:
+        with open(root / kind.base_folder / file, 'wb') as f:
             pickle.dump({'data': x, key: [0, 1, 2]}, f)
-    with open(tmp_path / kind.base_folder / kind.meta['filename'], 'wb') as f:
+    with open(root / kind.base_folder / kind.meta['filename'], 'wb') as f:
         pickle.dump({kind.meta['key']: ['a', 'b', 'c']}, f)
     monkeypatch.setattr(kind, '_check_integrity', lambda self: True)
     monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *a: True)
+    return kind
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_cifar_comes_from_its_python_batches(name, tmp_path, monkeypatch):
+    kind = write_cifar(name, tmp_path, monkeypatch)
     d = images.load(name, root=str(tmp_path), frac=1.)
     assert len(d.images) == 3 * len(kind.train_list) and len(d.ref) == len(d.holdout) == 3
     assert d.classes == ['a', 'b', 'c']

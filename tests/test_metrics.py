@@ -1,4 +1,4 @@
-"""metrics.py against closed forms, scipy, PIL, slow obvious versions, and itself on two ranks."""
+"""metrics.py against closed forms, scipy, PIL, the published tools, slow obvious versions, and itself on two ranks."""
 import json
 import os
 import re
@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from test_data import write_cifar
 
 import metrics
 
@@ -26,20 +27,25 @@ def without_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, 'URL', 'http://127.0.0.1:9/weights.pth')       # nobody listens there
 
 
+def drawn_state():
+    """Weights of the FID Inception drawn by numpy, in the order of the sorted keys, for us and for the other tools."""
+    r, made = np.random.RandomState(0), {}
+    shapes = {key: tuple(value.shape) for key, value in metrics.inception_graph().state_dict().items()}
+    for key in sorted(key for key in shapes if not key.endswith('num_batches_tracked')):
+        shape = shapes[key]
+        if len(shape) > 1:
+            x = r.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5      # activations neither die nor explode
+        elif key.endswith(('running_var', 'bn.weight')):
+            x = r.uniform(0.8, 1.2, shape)
+        else:
+            x = r.normal(size=shape) * 0.1
+        made[key] = torch.from_numpy(x.astype(np.float32))
+    return made
+
+
 @pytest.fixture(scope='module')
 def state():
-    """A state dict of the right names and shapes, scaled so that activations neither die nor explode."""
-    net, g = metrics.inception_graph(), torch.Generator().manual_seed(0)
-    made = {}
-    for key, value in net.state_dict().items():
-        if key.endswith('num_batches_tracked'):
-            continue
-        if value.ndim > 1:
-            made[key] = torch.randn(value.shape, generator=g) * (2 / value[0].numel()) ** 0.5
-        else:
-            made[key] = torch.full(value.shape, float(key.endswith(('bn.weight', 'running_var'))))
-    made['fc.bias'] = torch.full((1008,), 1e3)      # so that a logit which kept its bias would be seen
-    return made
+    return drawn_state()
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +91,7 @@ def nuclear(x, y):
 
 class Toy:
     """Pixels as features and logits: an extractor that counts what it sees."""
-    name, score, dim, classes, device = 'toy', 'FD-toy', 12, 1008, 'cpu'
+    name, score, dim, classes, device, bias = 'toy', 'FD-toy', 12, 1008, 'cpu', False
 
     def __init__(self):
         self.seen, self.protocol = [], {'features': 'toy'}
@@ -195,7 +201,7 @@ def test_inception_score_of_one_answer_must_be_one():
 
 def test_inception_score_must_use_every_sample_once_when_splits_do_not_divide():
     logits = torch.randn(23, 5, dtype=torch.float64)
-    p = logits.softmax(1)[torch.randperm(23, generator=torch.Generator().manual_seed(7))].numpy()
+    p = logits.softmax(1).numpy()[np.random.RandomState(7).permutation(23)]
     scores = []
     for part in (p[0:5], p[5:11], p[11:17], p[17:23]):      # [k 23 // 4, (k + 1) 23 // 4)
         scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
@@ -240,21 +246,21 @@ def test_tf1_resize_must_equal_the_loop(size):
 
 
 @pytest.mark.parametrize('size', [32, 96, 97, 512])
-def test_bicubic_resize_must_equal_pil(size):
+def test_clean_resize_must_equal_pil(size):
     x = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     theirs = Image.fromarray(x[0, 2].numpy().astype(np.float32)).resize((96, 96), Image.Resampling.BICUBIC)
     theirs = np.asarray(theirs).clip(0, 255)
-    assert np.abs(metrics.resize(x, 96, 'bicubic')[0, 2].numpy() - theirs).max() < 1e-3
+    assert np.abs(metrics.resize(x, 96, 'clean')[0, 2].numpy() - theirs).max() < 1e-3
 
 
 def test_resize_must_take_lists_of_mixed_sizes_and_refuse_floats():
     a, b = pictures(1, 20)[0], pictures(1, 40)[0]
-    both = metrics.resize([a, b], 96, 'bicubic')
-    assert torch.equal(both[0], metrics.resize(a[None], 96, 'bicubic')[0])
-    assert torch.equal(both[1], metrics.resize(b[None], 96, 'bicubic')[0])
+    both = metrics.resize([a, b], 96, 'clean')
+    assert torch.equal(both[0], metrics.resize(a[None], 96, 'clean')[0])
+    assert torch.equal(both[1], metrics.resize(b[None], 96, 'clean')[0])
     for bad in (torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError):
-            metrics.resize(bad, 96, 'bicubic')
+            metrics.resize(bad, 96, 'clean')
 
 
 # Inception
@@ -291,6 +297,8 @@ def test_loader_must_accept_both_layouts_and_give_logits_without_bias(state, wei
     f, logits = net(images)
     assert f.shape == (2, 2048) and logits.shape == (2, 1008) and f.std() > 1e-3
     assert torch.allclose(logits, f @ state['fc.weight'].T, atol=1e-4)
+    biased = metrics.Inception(weights, bias=True, sha256=None)(images)[1]
+    assert torch.allclose(biased, logits + state['fc.bias'], atol=1e-4)
     tracked = {key: torch.zeros((), dtype=torch.long) for key in metrics.inception_graph().state_dict()}
     torch.save({f'module.{key}': value for key, value in {**tracked, **state}.items()}, tmp_path / 'parallel.pth')
     other = metrics.Inception(tmp_path / 'parallel.pth', sha256=None)
@@ -390,11 +398,300 @@ def test_fd_effnet_must_grow_with_degradation(effnet):
 
 
 def test_auto_must_fall_back_to_effnet_with_one_line(effnet, capsys):
-    args = metrics.argparse.Namespace(metrics='auto', features='auto', weights=None)
-    net, words = metrics.from_args(args)
+    net, words = metrics.from_args(metrics.add_flags(metrics.argparse.ArgumentParser()).parse_args([]))
     line = capsys.readouterr().err
     assert net.score == 'FD-effnet' and words == ['fid'] and line.count('\n') == 1 and 'not FID' in line
 
+
+# Against the published tools: weights and inputs drawn by numpy as here, figures by the tools' own code, run 2026-11:
+# pytorch-fid b9c1811, torch-fidelity 5e211a9, clean-fid e88c4d6 (its resizer; network as torch-fidelity), prdc e320c1d
+
+PEERS = {   # features [:2, ::512] of 6 images of 32 px and 2 of 400 px; mean and std of all
+    ('torch', 32): ([[1.56704, 0.94602, 0.701511, 0.028152], [1.60019, 0.978086, 0.707536, 0.0318302]],
+                    0.5539896, 0.7358726),                                              # pytorch-fid
+    ('torch', 400): ([[2.07566, 1.56338, 0.975657, 0.0263029], [2.08915, 1.5373, 0.990586, 0.0229607]],
+                     0.7290708, 0.9626579),
+    ('tf1', 32): ([[1.5512, 0.930067, 0.69591, 0.0267682], [1.59838, 0.977111, 0.712452, 0.0315025]],
+                  0.5520872, 0.7334718),                                                # torch-fidelity
+    ('tf1', 400): ([[2.07052, 1.57321, 0.948559, 0.0236303], [2.05032, 1.53283, 0.960681, 0.0221264]],
+                   0.7246316, 0.9568797),
+    ('clean', 32): ([[1.82963, 1.08584, 0.888684, 0.0299661], [1.85723, 1.16837, 0.881249, 0.0325189]],
+                    0.6413932, 0.8500322),                                              # clean-fid
+    ('clean', 400): ([[1.9072, 1.4178, 0.856387, 0.0288104], [1.9056, 1.39073, 0.869434, 0.0215835]],
+                     0.6734594, 0.8908453)}
+
+
+@pytest.mark.parametrize('mode', ['torch', 'tf1', 'clean'])
+def test_features_must_equal_those_of_the_published_tools(weights, mode):
+    net = metrics.Inception(weights, resize=mode, sha256=None)
+    for size, n, seed in ((32, 6, 1), (400, 2, 2)):
+        images = np.random.RandomState(seed).randint(0, 256, (n, 3, size, size)).astype(np.uint8)
+        f = net(torch.from_numpy(images))[0].double().numpy()
+        rows, mean, std = PEERS[mode, size]
+        assert f[:2, ::512] == pytest.approx(np.array(rows), rel=1e-4)
+        assert (f.mean(), f.std()) == pytest.approx((mean, std), rel=1e-5)
+
+
+def drawn_features():
+    """Features x [500, 64], y [400, 64], not negative as pool3, and logits [1000, 1008]."""
+    r = np.random.RandomState(3)
+    mix = r.normal(size=(64, 64)) / 8
+    x = np.abs(r.normal(size=(500, 64)) @ mix)
+    y = np.abs(r.normal(size=(400, 64)) @ mix * 1.1 + 0.1)
+    return x, y, r.normal(size=(1000, 1008)) * 2
+
+
+def test_scores_of_the_same_features_must_equal_those_of_the_published_tools():
+    x, y, logits = drawn_features()
+    (mu1, s1), (mu2, s2), (mu3, s3) = moments(x), moments(y), moments(x[:40])
+    assert metrics.frechet(mu1, s1, mu2, s2) == pytest.approx(2.7821111173749316, rel=1e-10)        # pytorch-fid
+    assert metrics.frechet(mu3, s3, mu2, s2) == pytest.approx(15.800306433651414, rel=1e-6)         # its round-off
+    assert metrics.kid(x, y, 50, 100) == pytest.approx((0.13503567458967425, 0.04054006961875844), rel=1e-6)
+    assert metrics.kid(y, x, 50, 100) == pytest.approx((0.13593499249874058, 0.04532110279850507), rel=1e-6)
+    assert metrics.inception_score(logits) == pytest.approx((5.9217664223266695, 0.16085735952617375), rel=1e-8)
+    assert metrics.inception_score(logits, seed=None) == pytest.approx((5.917621524497741, 0.16765413202807197))
+    assert metrics.inception_score(logits[:995], seed=None) == pytest.approx((5.910592129871853, 0.16089214188057638))
+    assert metrics.inception_score(logits, 1) == pytest.approx((6.491108320539737, 0), rel=1e-8)
+    found = metrics.prdc(y, x, k=3, k_dc=5)                         # k = 3: torch-fidelity and prdc; 5: prdc
+    assert found == pytest.approx({'precision': 0.405, 'recall': 0.836, 'density': 0.399, 'coverage': 0.724}, abs=1e-12)
+    found = metrics.prdc(y, x, k=5, k_dc=3)
+    assert found == pytest.approx({'precision': 0.4975, 'recall': 0.91, 'density': 0.39416666666666667,
+                                   'coverage': 0.536}, abs=1e-12)
+
+
+def published():
+    """(weights, CIFAR-10's root) if both are on this machine, else the reason to skip."""
+    places = [os.environ.get('FID_INCEPTION_WEIGHTS')] + [metrics.cached(name) for name in metrics.FILES]
+    weights = next((p for p in places if p and os.path.isfile(p) and metrics.read(p)[1] == metrics.SHA256), None)
+    root = os.environ.get('CIFAR10_ROOT', str(SOURCE.parent / 'datasets'))
+    if not weights:
+        return 'the weights of Inception are not on this machine (see FID_INCEPTION_WEIGHTS)'
+    if not os.path.isdir(os.path.join(root, 'cifar-10-batches-py')):
+        return f'CIFAR-10 is not in {root} (see CIFAR10_ROOT)'
+    return weights, root
+
+
+PUBLISHED = published()
+
+
+@pytest.mark.skipif(isinstance(PUBLISHED, str), reason=str(PUBLISHED))
+@pytest.mark.parametrize('n, fid, score, kernel', [
+    (256, 110.28082617, 6.67541, -6.7925e-4), (5000, 10.32333, 10.75051, -2.9079e-5), (50000, None, 11.23678, None)])
+def test_published_scores_of_cifar10_must_be_hit(n, fid, score, kernel):
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if n > 256 and device == 'cpu':
+        pytest.skip(f'{n} images take hours without a GPU')
+    weights, root = PUBLISHED                                       # scores: torch-fidelity's tests and README, 5e211a9
+    net = metrics.Inception(weights, device, 'tf1')
+    train, test = (metrics.named('--ref', f'cifar10-{split}', root)[0:size]
+                   for split, size in (('train', 50000), ('test', 10000)))
+    if n == 50000:
+        result = metrics.evaluate(lambda a, b: train[a:b], n, net, {}, ['is'])
+    else:
+        gen, ref = (x[np.random.RandomState(2020).choice(len(x), n, replace=False)] for x in (train, test))
+        result = metrics.evaluate(lambda a, b: gen[a:b], n, net, {'test': metrics.reference(ref, net, keep=True)},
+                                  ['fid', 'is', 'kid'], size=64 if n == 256 else 1000)
+        assert result['FID']['test'] == pytest.approx(fid, abs=1e-2)
+        assert result['kid']['test'][0] == pytest.approx(kernel, abs=1e-4)
+    assert result['is'][0] == pytest.approx(score, abs=1e-3)
+
+
+# Kernel distance
+
+def slow_kid(x, y):
+    """The unbiased estimate by loops over all pairs."""
+    def mean(a, b, same):
+        return np.mean([(p @ q / len(p) + 1) ** 3 for i, p in enumerate(a) for j, q in enumerate(b)
+                        if not same or i != j])
+    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+def test_kernel_distance_must_equal_the_loop():
+    x, y = gaussian(20, 6, 0), gaussian(20, 6, 1, shift=0.3)
+    assert metrics.kid(x, y) == pytest.approx((slow_kid(x, y), 0), rel=1e-10)           # 20 of 20: one subset, all
+    rng = np.random.RandomState(5)
+    i, j = rng.permutation(20)[:7], rng.permutation(20)[:7]
+    assert metrics.kid(x, y, 1, 7, seed=5)[0] == pytest.approx(slow_kid(x[i], y[j]), rel=1e-10)
+
+
+def test_kernel_distance_must_be_the_same_from_one_product_and_from_subsets():
+    x, y = gaussian(90, 6, 0), gaussian(50, 6, 1)
+    rng, slow = np.random.RandomState(metrics.SEED), []
+    for _ in range(4):
+        i, j = rng.choice(90, 12, replace=False), rng.choice(50, 12, replace=False)
+        slow.append(slow_kid(x[i], y[j]))
+    assert metrics.kid(x, y, 4, 12) == pytest.approx((np.mean(slow), np.std(slow)), rel=1e-9)       # 90 > 5 * 12
+    assert metrics.kid(x[:60], y, 4, 12)[0] == pytest.approx(metrics.kid(torch.from_numpy(x[:60]), y, 4, 12)[0])
+    rng = np.random.RandomState(metrics.SEED)
+    few = [slow_kid(x[rng.choice(60, 12, replace=False)], y[rng.choice(50, 12, replace=False)]) for _ in range(4)]
+    assert metrics.kid(x[:60], y, 4, 12)[0] == pytest.approx(np.mean(few), rel=1e-9)    # 60 = 5 * 12
+
+
+def test_kernel_distance_of_two_halves_must_be_zero_within_its_error():
+    for seed in range(4):
+        x = gaussian(2000, 32, seed)
+        mean, std = metrics.kid(x[:1000], x[1000:], 30, 200)
+        assert abs(mean) < 2 * std and std > 0                      # subsets overlap: their spread is the honest scale
+        assert metrics.kid(x[:1000], x[1000:] * 1.5, 30, 200)[0] > 5 * std
+    with pytest.raises(ValueError):
+        metrics.kid(x[:1], x)
+
+
+# Precision, recall, density, coverage, copies
+
+def slow_prdc(fake, real, k, k_dc):
+    """The definitions by loops over whole distance matrices."""
+    def between(a, b):
+        return np.array([[np.sqrt(((p - q) ** 2).sum()) for q in b] for p in a])
+    rr, ff, fr = between(real, real), between(fake, fake), between(fake, real)
+    ball, fake_ball, tight = np.sort(rr)[:, k], np.sort(ff)[:, k], np.sort(rr)[:, k_dc]
+    return {'precision': np.mean([any(row <= ball) for row in fr]),
+            'recall': np.mean([any(column <= fake_ball) for column in fr.T]),
+            'density': np.mean([(row < tight).sum() for row in fr]) / k_dc,
+            'coverage': np.mean([column.min() < r for column, r in zip(fr.T, tight)])}
+
+
+def test_neighbour_scores_must_equal_their_definitions_blocked_or_not(monkeypatch):
+    fake, real = gaussian(70, 5, 0, shift=0.1), gaussian(53, 5, 1)
+    slow, whole = slow_prdc(fake, real, 3, 5), metrics.prdc(fake, real)
+    assert whole == pytest.approx(slow, abs=1e-12) and 0 < slow['recall'] < 1 and 0 < slow['precision'] < 1
+    blocks, kept = [], metrics.distances
+
+    def small(x, y):
+        for rows, d in kept(x, y, entries=200):
+            blocks.append(len(d))
+            yield rows, d
+    monkeypatch.setattr(metrics, 'distances', small)
+    assert metrics.prdc(fake, real) == pytest.approx(whole, abs=1e-12) and max(blocks) == 3
+
+
+def test_a_collapsed_generator_must_have_precision_without_recall():
+    real = np.random.RandomState(0).normal(size=(500, 8))
+    tight = np.random.RandomState(1).normal(size=(500, 8)) * 0.05
+    collapsed, wide = metrics.prdc(tight, real), metrics.prdc(real * 4, real)
+    assert collapsed['precision'] > 0.8 and collapsed['recall'] < 0.3 and collapsed['coverage'] < 0.3
+    assert wide['recall'] > 0.8 and wide['precision'] < 0.3
+    same = {'precision': 1, 'recall': 1, 'density': 1, 'coverage': 1}
+    assert metrics.prdc(real, real) == pytest.approx(same, abs=0.2)
+    with pytest.raises(ValueError):
+        metrics.prdc(real[:3], real)
+
+
+def test_nearest_must_be_the_brute_force_neighbours():
+    x, y = gaussian(40, 5, 0), gaussian(30, 5, 1)
+    d = np.linalg.norm(x[:, None] - y[None], axis=2)
+    near, index = metrics.nearest(x, y, 3)
+    assert np.array_equal(index, d.argsort(1)[:, :3]) and np.allclose(near, np.sort(d, 1)[:, :3], atol=1e-12)
+    own = np.linalg.norm(x[:, None] - x[None], axis=2)
+    near, index = metrics.nearest(x, None)
+    np.fill_diagonal(own, np.inf)
+    assert np.array_equal(index[:, 0], own.argmin(1)) and np.allclose(near[:, 0], own.min(1), atol=1e-12)
+
+
+def test_copy_rate_must_be_one_for_copies_and_a_twentieth_for_new_images():
+    x = torch.from_numpy(gaussian(4000, 16, 0)).float() + 100       # far from zero, where products lose digits
+    train, held = x[:2000], x[2000:]
+    assert metrics.copy_rate(train, train) == 1 and metrics.copy_rate(train[[7] * 10], train) == 1
+    assert metrics.copy_rate(held, train) == pytest.approx(0.05, abs=0.02)
+    half = torch.cat((held[:500], train[:500]))
+    assert metrics.copy_rate(half, train) == pytest.approx(0.525, abs=0.02)
+    twice = torch.cat((train, train))                               # every image has its double: only copies count
+    assert metrics.copy_rate(train, twice) == 1 and metrics.copy_rate(held, twice) == 0
+
+
+# Reference statistics
+
+def count(monkeypatch, net):
+    """Number of images that net has seen, as a function."""
+    seen = []
+    call = type(net).__call__
+    monkeypatch.setattr(type(net), '__call__', lambda self, images: (seen.append(len(images)), call(self, images))[1])
+    return lambda: sum(seen)
+
+
+def test_statistics_must_survive_their_file_and_serve_the_other_tools(tmp_path):
+    net, images = Toy(), numbered(100)
+    ref = metrics.reference(images, net, keep=True)
+    metrics.save_stats(tmp_path / 'ours.npz', ref, 'somewhere')
+    with np.load(tmp_path / 'ours.npz') as file:                    # what pytorch-fid and clean-fid read
+        assert np.array_equal(file['mu'][:], ref.mu) and file['sigma'][:].shape == (12, 12)
+        assert file['mu'].dtype == file['sigma'].dtype == np.float64 and file['feats'].shape == (100, 12)
+        assert (file['n'], file['ddof'], file['source'], file['features']) == (100, 1, 'somewhere', 'toy')
+    again = metrics.load_stats(tmp_path / 'ours.npz')
+    assert again.n == 100 and again.protocol == ref.protocol and torch.equal(again.features, ref.features)
+    assert torch.equal(again.sigma, ref.sigma)
+    np.savez(tmp_path / 'theirs.npz', mu=ref.mu.numpy().astype(np.float32), sigma=ref.sigma)
+    theirs = metrics.load_stats(tmp_path / 'theirs.npz')
+    assert theirs.n is None and theirs.protocol is None and theirs.features is None
+    other = metrics.reference(numbered(120)[20:], net)
+    assert metrics.distance(theirs, other) == pytest.approx(metrics.distance(ref, other), rel=1e-5)
+
+
+def test_cache_must_answer_for_the_same_images_only(tmp_path, monkeypatch):
+    net, images, cache = Toy(), numbered(200), str(tmp_path / 'cache')
+    seen = count(monkeypatch, net)
+    ref = metrics.reference(images[:100], net, cache=cache)
+    assert seen() == 100
+    again = metrics.reference(images[:100].clone(), net, cache=cache)
+    assert seen() == 100 and torch.equal(again.sigma, ref.sigma) and torch.equal(again.root, ref.root)
+    changed = images[:100].clone()
+    changed[99, 2, 1, 1] ^= 1
+    assert not torch.equal(metrics.reference(changed, net, cache=cache).mu, ref.mu) and seen() == 200
+    metrics.reference(images[:101], net, cache=cache)               # another subset
+    assert seen() == 301
+    net.protocol = {'features': 'toy', 'resize': 'another'}
+    metrics.reference(images[:100], net, cache=cache)
+    assert seen() == 401
+    rich = metrics.reference(images[:100], net, keep=True, cache=cache)                 # the file has no features yet
+    assert seen() == 501 and rich.features.shape == (100, 12)
+    assert metrics.reference(images[:100], net, keep=True, cache=cache).features is not None and seen() == 501
+    for path in Path(cache).iterdir():
+        path.write_bytes(path.read_bytes()[:200])                   # damaged files are measured anew
+    assert metrics.reference(images[:100], net, cache=cache).n == 100 and seen() == 601
+
+
+def test_cache_that_cannot_be_written_must_only_be_said(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    ref = metrics.reference(numbered(50), Toy(), cache=str(tmp_path / 'file'))
+    assert ref.n == 50 and '--cache' in capsys.readouterr().err
+
+
+def test_few_images_must_take_the_short_route_to_the_same_distance(monkeypatch):
+    class Wide(Toy):
+        dim = 3000
+
+        def __call__(self, images):
+            r = np.random.RandomState(0)
+            return images.flatten(1).float() @ torch.from_numpy(r.normal(size=(12, 3000))).float(), None
+    net, images = Wide(), numbered(200)
+    monkeypatch.setattr(metrics, 'factor', lambda sigma: pytest.fail('an eigenproblem of the full width'))
+    ref, gen = metrics.reference(images[:80], net), metrics.reference(images[100:130], net)
+    assert ref.root.shape == (3000, 80) and gen.root.shape == (3000, 30)
+    x, y = ref.features.double().numpy(), gen.features.double().numpy()
+    assert metrics.distance(ref, gen) == metrics.distance(gen, ref) == pytest.approx(nuclear(x, y), rel=1e-6)
+    assert abs(metrics.distance(ref, ref)) < 1e-6 * ref.sigma.trace()
+
+
+def test_scores_must_come_together_as_they_come_alone():
+    images, net = numbered(200), Toy()
+    refs = {'rich': metrics.reference(images[100:], net, keep=True), 'poor': metrics.reference(images[50:100], net)}
+    refs['poor'] = refs['poor']._replace(features=None)
+    words = ['fid', 'is', 'kid', 'prdc', 'copy']
+    whole = metrics.evaluate(lambda a, b: images[a:b], 90, net, refs, words, batch=7, splits=3, size=20)
+    assert set(whole['FD-toy']) == {'rich', 'poor'} and set(whole['kid']) == set(whole['copy']) == {'rich'}
+    f, real = images[:90].flatten(1).float() / 255, images[100:].flatten(1).float() / 255
+    assert whole['kid']['rich'] == metrics.kid(f, real, size=20) and whole['copy']['rich'] == metrics.copy_rate(f, real)
+    assert {key: whole[key]['rich'] for key in ('precision', 'recall', 'density', 'coverage')} == metrics.prdc(f, real)
+    for word in words:
+        alone = metrics.evaluate(lambda a, b: images[a:b], 90, net, refs, [word], batch=64, splits=3, size=20)
+        for key in set(alone) - {'protocol'}:
+            assert alone[key] == whole[key] or alone[key] == pytest.approx(whole[key], rel=1e-9)
+        assert alone['protocol'].items() <= whole['protocol'].items()
+    for word in words[2:]:
+        with pytest.raises(ValueError, match='features of the reference'):
+            metrics.evaluate(lambda a, b: images[a:b], 90, net, {'poor': refs['poor']}, [word])
+    with pytest.raises(ValueError, match='not moments alone'):
+        metrics.scores(refs['poor'], refs, ['kid'])
 
 # One pass
 
@@ -427,77 +724,194 @@ def test_evaluate_must_refuse_what_it_cannot_score():
 
 
 WORKER = '''
-import json, os, sys
+import json, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 import metrics
-from test_metrics import Toy, numbered
+from test_metrics import Toy, every_score, numbered, pictures
 dist.init_process_group('gloo')
-images, net = numbered(200), Toy()
-ref = metrics.reference(images[100:], net, 8)
-result = metrics.evaluate(lambda a, b: images[a:b], 93, net, {'x': ref}, ['fid', 'is'], 8)
+net = Toy()
+toy = every_score(numbered(200), net, sys.argv[1])
+again = every_score(numbered(200), Toy(), sys.argv[1])          # the reference out of the cache
+eff = every_score(pictures(80), metrics.EffNet(), 'none', 24, ['fid', 'kid', 'prdc'])
 found = metrics.everywhere(True), metrics.everywhere(dist.get_rank() == 0)
-print(json.dumps([result, len(net.seen), found]))
+print(json.dumps([toy, again, eff, len(net.seen), found]))
 dist.destroy_process_group()
 '''
 
 
-def test_two_ranks_must_score_as_one():
+def every_score(images, net, cache, n=93, words=tuple(metrics.METRICS)):
+    half = len(images) // 2
+    ref = metrics.reference(images[half:], net, 8, keep=True, cache=cache)
+    return metrics.evaluate(lambda a, b: images[a:b], n, net, {'x': ref}, words, 8, size=20)
+
+
+def numbers(result):
+    """All numbers in a result, in order."""
+    if isinstance(result, dict):
+        return [x for key in sorted(result) if key != 'protocol' for x in numbers(result[key])]
+    return [x for item in result for x in numbers(item)] if isinstance(result, (list, tuple)) else [result]
+
+
+def test_two_ranks_must_score_as_one(effnet, tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
     env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
            'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(map(str, (SOURCE.parent, Path(__file__).parent)))}
-    workers = [subprocess.Popen([sys.executable, '-c', WORKER], env={**env, 'RANK': str(rank)}, text=True,
-                                stdout=subprocess.PIPE) for rank in (0, 1)]
+    workers = [subprocess.Popen([sys.executable, '-c', WORKER, str(tmp_path)], env={**env, 'RANK': str(rank)},
+                                text=True, stdout=subprocess.PIPE) for rank in (0, 1)]
     outputs = [json.loads(worker.communicate(timeout=100)[0].splitlines()[-1]) for worker in workers]
-    images, net = numbered(200), Toy()
-    ref = metrics.reference(images[100:], net, 8)
-    one = metrics.evaluate(lambda a, b: images[a:b], 93, net, {'x': ref}, ['fid', 'is'], 8)
-    for result, _, found in outputs:
-        assert result['FD-toy']['x'] == pytest.approx(one['FD-toy']['x'], rel=1e-9)
-        assert result['is'] == pytest.approx(one['is'], rel=1e-9) and result['protocol'] == one['protocol']
+    one = every_score(numbered(200), Toy(), 'none')
+    eff = every_score(pictures(80), effnet, 'none', 24, ['fid', 'kid', 'prdc'])
+    for toy, again, ours, _, found in outputs:
+        assert numbers(toy) == pytest.approx(numbers(one), rel=1e-9) and toy['protocol'] == one['protocol']
+        assert numbers(again) == pytest.approx(numbers(one), rel=1e-9)
+        assert numbers(ours) == pytest.approx(numbers(eff), rel=1e-5)
         assert found == [True, False]
-    assert sum(seen for _, seen, _ in outputs) == 193 and outputs[0][1] - outputs[1][1] < 20     # work is shared
+    seen = [output[3] for output in outputs]
+    assert sum(seen) == 193 and abs(seen[0] - seen[1]) < 20         # work is shared
 
 
 # Command line
 
-@pytest.fixture
-def folders(tmp_path):
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """gen, ref: 12 images of all kinds, sizes and endings; the same as zip and npz; and what cannot be read."""
+    tmp_path = tmp_path_factory.mktemp('folders')
     for k, name in enumerate(('gen', 'ref')):
         (tmp_path / name / 'deep').mkdir(parents=True)
         for i, x in enumerate(pictures(12, size=24 + 8 * k, seed=k)):
             image = Image.fromarray(x.permute(1, 2, 0).numpy())
             image = image.convert('L') if i == 0 else image.resize((20, 30)) if i == 1 else image
+            image = image.convert('RGBA') if i == 4 else image
             image.save(tmp_path / name / ('deep' if i == 2 else '') / f'{i}.{"JPG" if i == 3 else "png"}', quality=95)
-    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'ref' / '.hidden.png').write_text('no image')
+    for name in ('empty', 'one', 'torn', 'cut'):
+        (tmp_path / name).mkdir()
+    image = (tmp_path / 'ref' / '5.png').read_bytes()
+    for name, content in (('one/1.png', image), ('torn/1.png', image), ('torn/2.png', b'no image'),
+                          ('cut/1.png', image), ('cut/2.png', image[:-200]), ('text.npz', b'no archive')):
+        (tmp_path / name).write_bytes(content)
+    np.savez(tmp_path / 'strange.npz', a=np.zeros(3))
+    np.savez(tmp_path / 'stats.npz', mu=np.zeros(8), sigma=np.eye(8))
+    np.savez(tmp_path / 'shifted.npz', mu=np.ones(8), sigma=4 * np.eye(8))
+    np.savez(tmp_path / 'samples.npz', arr_0=pictures(12).permute(0, 2, 3, 1).numpy(), arr_1=np.zeros(12))
+    shutil.make_archive(str(tmp_path / 'ref'), 'zip', tmp_path / 'ref')
     return tmp_path
 
 
+def call(folders, capsys, **flags):
+    """metrics.main on files of folders, --features effnet: (printed object, stderr)."""
+    for flag in ('gen', 'ref', 'json', 'sheet', 'save_stats'):
+        if flag in flags and flags[flag] not in metrics.NAMED:
+            flags[flag] = folders / flags[flag]
+    metrics.main([str(word) for key, value in {'features': 'effnet', 'device': 'cpu', **flags}.items()
+                  for word in (f'--{key.replace("_", "-")}', value)])
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    return json.loads(captured.out), captured.err
+
+
 def test_command_line_must_print_one_json_line_with_the_protocol(effnet, folders, capsys):
-    gen, ref, out = (str(folders / name) for name in ('gen', 'ref', 'out.json'))
-    metrics.main(['--gen', gen, '--ref', ref, '--features', 'effnet', '--json', out, '--batch', '5', '--device', 'cpu'])
-    printed = capsys.readouterr().out
-    assert len(printed.splitlines()) == 1
-    result = json.loads(printed)
-    assert result == json.loads(Path(out).read_text()) and result['gen'] == gen
+    result, err = call(folders, capsys, gen='gen', ref='ref', json='out.json', eval_batch=5,
+                       metrics='fid,kid,prdc,copy', sheet='sheet.png')
+    gen, ref = str(folders / 'gen'), str(folders / 'ref')
+    assert result == json.loads((folders / 'out.json').read_text()) and result['gen'] == gen
     assert result['FD-effnet'][ref] > 0 and 'FID' not in result
+    assert {'kid', 'precision', 'recall', 'density', 'coverage', 'copy'} < result.keys()
     protocol = result['protocol']
     assert protocol['n_gen'] == 12 and protocol['n_ref'] == {ref: 12} and protocol['weights'] == '57934424'
-    assert 'bicubic' in protocol['resize'] and 'uint8' in protocol['quantise']
+    assert 'bicubic' in protocol['resize'] and 'uint8' in protocol['quantise'] and 'drawn with seed' in protocol['kid']
+    assert f'{gen}: 12 images, converted to RGB: 1 L, 1 RGBA' in err
+    width, height = Image.open(folders / 'sheet.png').size          # 8 rows of 96 px and a line of text
+    assert (width, height) == (2 * 6 * 96, 20 + 8 * 110)
+
+
+def test_zip_and_statistics_must_give_the_score_of_the_folder(effnet, folders, capsys):
+    flags = dict(gen='gen', metrics='fid,kid,prdc')
+    plain, _ = call(folders, capsys, ref='ref', **flags)
+    written, _ = call(folders, capsys, ref='ref.zip', save_stats='saved.npz', **flags)
+    loaded, err = call(folders, capsys, ref='saved.npz', **flags)
+    assert numbers({**plain, 'gen': 0}) == numbers({**written, 'gen': 0}) == numbers({**loaded, 'gen': 0})
+    assert 'records no protocol' not in err
+    alone, _ = call(folders, capsys, ref='ref', save_stats='alone.npz')
+    with np.load(folders / 'alone.npz') as a, np.load(folders / 'saved.npz') as b:
+        assert np.array_equal(a['mu'], b['mu']) and a['n'] == 12 and str(a['source']) == str(folders / 'ref')
+
+
+def test_statistics_alone_must_need_no_network(folders, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, 'extractor', lambda *a: pytest.fail('no images, no network'))
+    result, err = call(folders, capsys, gen='stats.npz', ref='shifted.npz')
+    assert result['FD'] == {str(folders / 'shifted.npz'): pytest.approx(16)}            # 8 (1 - 0)^2 + 8 (2 - 1)^2
+    assert err.count('records no protocol') == 2
+
+
+def test_samples_in_an_archive_must_score_as_their_images(effnet, folders, capsys):
+    result, _ = call(folders, capsys, gen='samples.npz', ref='ref', eval_samples=9)
+    direct = metrics.evaluate(lambda a, b: pictures(12)[a:b], 9, effnet,
+                              {'x': metrics.reference(metrics.folder('', str(folders / 'ref')), effnet)})
+    assert result['FD-effnet'][str(folders / 'ref')] == pytest.approx(direct['FD-effnet']['x'], rel=1e-6)
+    assert result['protocol']['n_gen'] == 9
+
+
+def test_names_of_data_sets_must_give_their_splits(tmp_path, monkeypatch):
+    pixels = np.arange(3072).astype(np.uint8)
+    for kind, n in (('cifar10', 15), ('cifar100', 3)):
+        write_cifar(kind, tmp_path, monkeypatch)
+        x, held = (metrics.named('--ref', f'{kind}-{split}', str(tmp_path)) for split in ('train', 'test'))
+        assert (len(x), len(held)) == (n, 3) and np.array_equal(held[0:1].flatten(), pixels)
+    raw = tmp_path / 'FashionMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for name, n in (('train', 6), ('t10k', 3)):
+        (raw / f'{name}-images-idx3-ubyte').write_bytes(
+            np.array([0x803, n, 28, 28], '>i4').tobytes() + pixels[:784].tobytes() * n)
+        (raw / f'{name}-labels-idx1-ubyte').write_bytes(np.array([0x801, n], '>i4').tobytes() + bytes(n))
+    x = metrics.named('--ref', 'fashion-mnist-train', str(tmp_path))
+    assert x[0:6].shape == (6, 3, 32, 32) and len(metrics.named('', 'fashion-mnist-test', str(tmp_path))) == 3
+    assert np.array_equal(x[5:6][0, 1, 2:30, 2:30], pixels[:784].reshape(28, 28)) and not x[0:6][..., :2].any()
+
+
+def test_ranks_of_torchrun_must_print_one_score(effnet, folders, capsys):
+    alone, _ = call(folders, capsys, gen='gen', ref='ref', metrics='fid,kid', cache='none')
+    flags = ['--gen', folders / 'gen', '--ref', folders / 'ref', '--metrics', 'fid,kid', '--cache', 'none',
+             '--features', 'effnet', '--eval-batch', '4', '--device', 'cpu']
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+                          SOURCE, *map(str, flags)], text=True, capture_output=True, timeout=200, check=False,
+                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert run.returncode == 0, run.stderr
+    lines = [line for line in run.stdout.splitlines() if line.startswith('{')]
+    assert len(lines) == 1 and run.stdout.splitlines()[-1] == lines[0]
+    assert numbers(json.loads(lines[0])['kid']) == pytest.approx(numbers(alone['kid']), rel=1e-5)
+    assert numbers(json.loads(lines[0])['FD-effnet']) == pytest.approx(numbers(alone['FD-effnet']), rel=1e-5)
 
 
 @pytest.mark.parametrize('wrong, says', [
-    ({'--gen': 'empty'}, '0 PNG or JPG'), ({'--ref': 'missing'}, '0 PNG or JPG'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
+    ({'--gen': 'empty'}, '0 images'), ({'--ref': 'missing'}, 'does not exist'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
+    ({'--gen': 'one'}, '1 images'), ({'--ref': 'torn'}, '2.png'), ({'--ref': 'cut', '--features': 'effnet'}, '2.png'),
+    ({'--gen': 'text.npz'}, 'cannot be read'), ({'--gen': 'strange.npz'}, 'neither mu and sigma'),
+    ({'--gen': 'stats.npz'}, 'records'), ({'--ref': 'stats.npz', '--features': 'effnet'}, 'different features'),
+    ({'--ref': 'stats.npz', '--metrics': 'kid', '--features': 'effnet'}, 'too little for kid'),
+    ({'--gen': 'stats.npz', '--ref': 'stats.npz', '--metrics': 'is'}, 'statistics alone'),
+    ({'--metrics': 'prdc', '--k': '12', '--features': 'effnet'}, '12 neighbours'),
+    ({'--eval-samples': '13', '--features': 'effnet'}, '--eval-samples 13'), ({'--ref': 'out.txt'}, 'neither a folder'),
     ({'--metrics': 'is', '--features': 'effnet'}, '--metrics fid'), ({'--metrics': 'is'}, '--features inception'),
-    ({'--metrics': 'none'}, '--metrics auto'), ({'--features': 'effnet', '--resize': 'tf1'}, '--resize tf1')])
+    ({'--metrics': 'none'}, '--metrics auto'), ({'--features': 'effnet', '--resize': 'tf1'}, '--resize tf1'),
+    ({'--is-splits': '0'}, '--is-splits 0'), ({'--kid-size': '1'}, '--kid-size 2'),
+    ({'--gen': None}, '--gen is missing'), ({'--ref': None}, '--ref is missing'),
+    ({'--device': 'cuda'}, '--device cpu')])
 def test_command_line_must_exit_2_with_one_sentence(folders, capsys, wrong, says):
+    if wrong.get('--device') == 'cuda' and torch.cuda.is_available():
+        pytest.skip('CUDA is there')
+    (folders / 'out.txt').write_text('no archive')
     flags = {'--gen': 'gen', '--ref': 'ref', **wrong}
-    flags.update({flag: str(folders / flags[flag]) for flag in ('--gen', '--ref')})
+    flags = {key: str(folders / value) if key in ('--gen', '--ref') else value for key, value in flags.items() if value}
     with pytest.raises(SystemExit) as end:
         metrics.main([word for pair in flags.items() for word in pair])
     captured = capsys.readouterr()
-    assert end.value.code == 2 and captured.out == '' and captured.err.count('\n') == 1 and says in captured.err
+    errors = [line for line in captured.err.splitlines() if 'error:' in line]
+    assert end.value.code == 2 and captured.out == '' and len(errors) == 1
+    assert says in (errors[0] if says != 'records' else captured.err)
+    assert errors[0] == captured.err.splitlines()[-1]
 
 
 def test_abbreviated_flags_must_be_refused(folders):

@@ -318,7 +318,7 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
     score = [*short, '--metrics', 'fid']
     train(tmp_path, *short)
     evaluate = train_sngan.metrics.evaluate
-    monkeypatch.setattr(train_sngan.metrics, 'evaluate', lambda *a: 1 / 0)
+    monkeypatch.setattr(train_sngan.metrics, 'evaluate', lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, *score)
     monkeypatch.setattr(train_sngan.metrics, 'evaluate', evaluate)
@@ -326,6 +326,32 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
     for _ in range(2):
         train(tmp_path, *score)
     assert [s['step'] for s in loop.lines(tmp_path / 'metrics.jsonl')] == [2]
+
+
+def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(tmp_path):
+    flags = ['--steps', '2', '--eval-samples', '12', '--eval-repeats', '2', '--eval-batch', '5', '--features', 'effnet',
+             '--metrics', 'fid,kid,prdc,copy', '--cache', str(tmp_path / 'cache')]
+    train(tmp_path / 'faces', *flags)
+    record, = loop.lines(tmp_path / 'faces' / 'metrics.jsonl')
+    for key in ('all', 'choose', 'report', 'kid', 'precision', 'recall', 'density', 'coverage', 'copy'):
+        assert np.isfinite(record[key]) and record[f'{key}_std'] >= 0
+    assert 'copy_train' not in record and record['protocol']['n_ref'] == {'choose': 10, 'report': 10, 'all': 20}
+    assert {'kid', 'prdc', 'copy'} < record['protocol'].keys() and len(os.listdir(tmp_path / 'cache')) == 2
+    train(tmp_path / 'held', *flags, '--ref', 'test', '--seed', '1')
+    record, = loop.lines(tmp_path / 'held' / 'metrics.jsonl')       # copies are sought among the training images
+    assert record['protocol']['n_ref'] == {'choose': 8, 'report': 9, 'all': 17, 'train': 20} and 'copy_train' in record
+    report.main(report.get_args([str(tmp_path)]))
+    page = (tmp_path / 'report' / 'report.md').read_text()
+    assert '| KID x 1000 | precision | recall | density | coverage | copies |' in page and 'cubic kernel' in page
+
+
+def test_a_protocol_sets_its_flags_and_only_as_defaults():
+    args = train_sngan.get_args([*TINY, '--protocol', 'sngan-released'])
+    assert (args.eval_samples, args.ref, args.resize, args.is_splits, args.is_bias) == (50000, 'all', 'tf1', 10, False)
+    args = train_sngan.get_args([*TINY, '--protocol', 'cifar', '--eval-samples', '500', '--no-is-bias', '--ref', 'all'])
+    assert (args.eval_samples, args.ref, args.is_splits, args.is_bias) == (500, 'all', 1, False)
+    args = train_sngan.get_args(['--data', 'emoji-faces', '--protocol', 'fewshot'])     # stronger than a preset
+    assert (args.preset, args.eval_samples, args.ref) == ('demo', 5000, 'train')
 
 
 def test_a_run_that_never_saved_does_not_stand_in_the_way(tmp_path, monkeypatch):
