@@ -25,11 +25,13 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import urllib.request
 import zipfile
-from collections import Counter, deque, namedtuple
+import zlib
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -47,9 +49,11 @@ RESIZE = {'torch': 'half-pixel bilinear 299', 'tf1': 'TF1 bilinear 299', 'clean'
 QUANTISE = 'uint8, 127.5 x + 128 truncated'
 ENDINGS = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm'
 NAMED = tuple(f'{name}-{split}' for name in ('cifar10', 'cifar100', 'fashion-mnist') for split in ('train', 'test'))
+BROKEN = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, SyntaxError, zlib.error,       # files
+          zipfile.BadZipFile)
 SEED = 2020                                             # of shuffles and subsets, as torch-fidelity: equal to the digit
 PAPER = dict(ref='test', resize='torch', is_splits=1, is_bias=True)                     # its BigGAN code
-PROTOCOLS = {                                           # flag defaults, see from_args and the README
+PROTOCOLS = {                                           # flag defaults of --protocol, see add_flags
     'cifar': dict(eval_samples=10000, **PAPER),
     'tiny-imagenet': dict(eval_samples=10000, **PAPER),
     'imagenet': dict(eval_samples=50000, **PAPER),
@@ -70,21 +74,19 @@ def factor(sigma):
     return V[:, keep] * w[keep].sqrt()                              # [D, rank]
 
 
-def frechet(mu1, sigma1, mu2, sigma2, root1=None, rank=None):
+def frechet(mu1, sigma1, mu2, sigma2, root1=None):
     """Squared Frechet distance of two Gaussians, a float (Heusel et al. 2017, Eq. 6; Dowson and Landau 1982).
 
     mu [D], sigma [D, D]: arrays or tensors on one device, computed in float64. root1: factor(sigma1), if at hand.
-    rank: of sigma1 sigma2, if known to be less than D. Raises ValueError on other shapes or values that are not finite.
+    Raises ValueError on other shapes or values that are not finite.
     """
     mu1, sigma1, mu2, sigma2 = (torch.as_tensor(a).double() for a in (mu1, sigma1, mu2, sigma2))
     if mu1.shape != mu2.shape or not sigma1.shape == sigma2.shape == mu1.shape * 2:
-        raise ValueError(f'moments of different features: the means are {list(mu1.shape)} and {list(mu2.shape)}')
+        raise ValueError(f'moments of different features: {list(sigma1.shape)} and {list(sigma2.shape)}')
     if not all(a.isfinite().all() for a in (mu1, sigma1, mu2, sigma2)):
         raise ValueError('the moments hold values that are not finite')
     R = factor(sigma1) if root1 is None else root1
     w = torch.linalg.eigvalsh(R.T @ sigma2 @ R).clamp(min=0)        # ascending; those of sigma1 sigma2 that are not 0
-    if rank is not None:
-        w = w[max(0, len(w) - rank):]                               # the others are round-off, and a root enlarges it
     return float((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * w.sqrt().sum())
 
 
@@ -142,37 +144,52 @@ def inception_score(logits, splits=10, seed=SEED):
 def kid(x, y, subsets=100, size=1000, seed=SEED):
     """Mean and std over subsets of the Kernel Inception Distance of features x [N, D] and y [M, D], unbiased.
 
-    Binkowski et al. 2018, section 4: cubic kernel; near 0, or below, for samples of one distribution. Subsets of `size`
-    images, or of all in the smaller set, drawn without replacement. Raises ValueError for fewer than 2 images."""
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
-    size, rng = min(size, len(x), len(y)), np.random.RandomState(seed)
-    if size < 2:
-        raise ValueError(f'a kernel distance needs 2 samples or more, not {size}')
-    subsets = 1 if size == len(x) == len(y) else subsets            # each would be the whole set
-
-    def kernel(a, b):
-        return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
-    whole = max(len(x), len(y)) <= 5 * size                         # then one product costs less than those of subsets
-    K = [kernel(a, b) for a, b in ((x, x), (y, y), (x, y))] if whole else None
+    Binkowski et al. 2018, section 4: cubic kernel; near 0, or below, for samples of one distribution. The subsets, of
+    subset_size, are drawn without replacement. Raises ValueError for fewer than 4 images."""
+    x, y = torch.as_tensor(x).double(), torch.as_tensor(y).double()
+    if min(len(x), len(y)) < 4:
+        raise ValueError(f'a kernel distance needs 4 samples or more, not {min(len(x), len(y))}')
+    size, rng = subset_size(len(x), len(y), size), np.random.RandomState(seed)
+    drawn = [[torch.as_tensor(rng.choice(len(a), size, replace=False), device=x.device) for a in (x, y)]
+             for _ in range(subsets)]
+    if max(len(x), len(y)) <= 10 * size:                            # the kernel of all costs less than those of subsets
+        U, V = (torch.zeros(subsets, len(a), dtype=torch.double, device=x.device) for a in (x, y))
+        U.scatter_(1, torch.stack([i for i, _ in drawn]), 1), V.scatter_(1, torch.stack([j for _, j in drawn]), 1)
+        groups = [(x, U, y, V)]
+    else:
+        ones = torch.ones(1, size, dtype=torch.double, device=x.device)
+        groups = ((x[i], ones, y[j], ones) for i, j in drawn)
     values = []
-    for _ in range(subsets):
-        i, j = (torch.as_tensor(rng.choice(len(a), size, replace=False), device=x.device) for a in (x, y))
-        if whole:
-            xx, yy, xy = K[0][i][:, i], K[1][j][:, j], K[2][i][:, j]
-        else:
-            xx, yy, xy = kernel(x[i], x[i]), kernel(y[j], y[j]), kernel(x[i], y[j])
-        within = xx.sum() - xx.trace() + yy.sum() - yy.trace()      # no sample with itself: unbiased
-        values.append(within / (size * (size - 1)) - 2 * xy.mean())
-    values = torch.stack(values)
+    for a, U, b, V in groups:                                       # [N', D], [subsets', N'], [M', D], [subsets', M']
+        within = kernel_sums(a, U, a, U, alone=True) + kernel_sums(b, V, b, V, alone=True)
+        values.append(within / (size * (size - 1)) - 2 * kernel_sums(a, U, b, V) / size ** 2)
+    values = torch.cat(values)                                      # [subsets]
     return float(values.mean()), float(values.std(correction=0))
+
+
+def subset_size(n, m, size):
+    """`size`, or all of n or m images if these are fewer, but half where that is all of both, which has no spread."""
+    least = min(n, m, size)
+    return least // 2 if least == n == m else least
+
+
+def kernel_sums(x, U, y, V, alone=False, entries=2 ** 24):
+    """sum_ab U_sa k(x_a, y_b) V_sb for each subset s, marked by ones in U [S, N] and V [S, M]; alone: without a = b."""
+    total, step = 0, max(1, entries // len(y))
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        total = total + ((U[:, rows] @ (x[rows] @ y.T / x.shape[1] + 1) ** 3) * V).sum(1)
+    return total - U @ (x.square().sum(1) / x.shape[1] + 1) ** 3 if alone else total            # [S]
 
 
 def distances(x, y, entries=2 ** 24):
     """Yields (rows, Euclidean distances [rows, M]) of x [N, D] to y [M, D] float64, `entries` numbers at a time."""
-    step, square = max(1, entries // len(y)), y.square().sum(1)
+    step, square = max(1, entries // max(y.shape)), y.square().sum(1)
     for start in range(0, len(x), step):
         a = x[start:start + step]
-        yield slice(start, start + len(a)), (a.square().sum(1)[:, None] + square - 2 * a @ y.T).clamp(min=0).sqrt()
+        scale = a.square().sum(1)[:, None] + square
+        d = scale - 2 * a @ y.T
+        yield slice(start, start + len(a)), torch.where(d > 1e-12 * scale, d, 0).sqrt()         # equal images: 0
 
 
 def nearest(x, y, k=1):
@@ -189,7 +206,7 @@ def nearest(x, y, k=1):
             d[range(len(d)), range(rows.start, rows.stop)] = torch.inf
         at = d.topk(k, largest=False).indices
         index.append(at)
-        near.append(torch.stack([(x[rows] - y[i]).norm(dim=1) for i in at.T], 1))       # no round-off: 0 for a copy
+        near.append(d.gather(1, at))
     return torch.cat(near), torch.cat(index)
 
 
@@ -198,10 +215,12 @@ def prdc(fake, real, k=3, k_dc=5):
 
     Precision: share of fakes no farther from some real than its k-th neighbour; recall: the same with the roles
     exchanged (Kynkaanniemi et al. 2019, Eq. 2). Density: mean number of balls of reals that hold a fake, over k_dc;
-    coverage: share of those balls that hold a fake (Naeem et al. 2020, Eqs. 2-3). Raises ValueError for N or M <= k."""
+    coverage: share of those balls that hold a fake (Naeem et al. 2020, Eqs. 2-3), which are open.
+    Raises ValueError for N <= k or M <= k or k_dc."""
     fake, real = torch.as_tensor(fake).double(), torch.as_tensor(real).double()
-    ball, fake_ball = (nearest(a, None, k)[0].amax(1) for a in (real, fake))            # [M], [N]
-    tight = nearest(real, None, k_dc)[0].amax(1)                                        # [M]
+    near, slack = nearest(real, None, max(k, k_dc))[0], 1e-9        # ties are ties, whatever the round-off
+    ball, tight = near[:, k - 1] * (1 + slack), near[:, k_dc - 1] * (1 - slack)         # [M]
+    fake_ball = nearest(fake, None, k)[0][:, -1] * (1 + slack)      # [N]
     inside, density, found, closest = 0, 0, torch.zeros_like(ball).bool(), torch.full_like(ball, torch.inf)
     for rows, d in distances(fake, real):                                               # [rows, M]
         inside += (d <= ball).any(1).sum()
@@ -213,8 +232,11 @@ def prdc(fake, real, k=3, k_dc=5):
 
 
 def copy_radius(real):
-    """5th percentile of the distances of real [M, D] to their nearest neighbours: what is closer counts as a copy."""
-    return float(nearest(real, None)[0].quantile(0.05))
+    """5th percentile of the distances of real [M, D] to their nearest neighbours: what is closer counts as a copy.
+
+    With a margin for the round-off of features, since doubles among the training images make it 0."""
+    real = torch.as_tensor(real).double()
+    return float(nearest(real, None)[0].quantile(0.05) + 1e-5 * real.norm(dim=1).mean())
 
 
 def copy_rate(fake, real):
@@ -295,66 +317,52 @@ def fuse_(net):
     return net
 
 
-def patch_pool_(block, pool):
-    """The pool branch of an Inception block works on pool(x) instead of torchvision's own pooling of the input x."""
-    seen = deque(maxlen=1)
-    block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    block.branch_pool.register_forward_pre_hook(lambda _, inputs: pool(seen.pop()))
-
-
 def inception_graph():
-    """The network of FID, without weights, on the meta device: torchvision's Inception v3 with 9 other pools.
-
-    TensorFlow leaves the padding out of an average, and its last block of 2015 takes a maximum (Szegedy et al. 2016).
-    """
+    """torchvision's Inception v3 as the network of FID names and sizes it, without weights, on the meta device."""
     from torchvision.models.inception import Inception3  # here, since the import takes two seconds
     with torch.device('meta'):                                      # draws no random numbers: training stays as it was
-        net = Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False).eval()
-    for name in ('5b', '5c', '5d', '6b', '6c', '6d', '6e', '7b'):
-        patch_pool_(getattr(net, f'Mixed_{name}'), lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
-    patch_pool_(net.Mixed_7c, lambda x: F.max_pool2d(x, 3, 1, 1))
-    return net
+        return Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False).eval()
 
 
 def merge_(net):
-    """In each block of Inception all 1 x 1 convolutions of its input become one, and an average pool comes after it,
-    over fewer channels, since the two commute: the same function, faster. To be called after fuse_."""
+    """The nine blocks with the pools of FID: TensorFlow leaves the padding out of an average, and its last block of
+    2015 takes a maximum (Szegedy et al. 2016). And faster: all 1 x 1 convolutions of a block's input become one, and
+    the average comes after it, over fewer channels, since the two commute. To be called after fuse_."""
     for block in net.children():
         parts = dict(block.named_children())
         if 'branch1x1' in parts:
-            average = block is not net.Mixed_7c                     # a maximum does not commute
-            heads = [key for key in parts if key == 'branch1x1' or key.endswith('_1')] + ['branch_pool'] * average
+            heads = [key for key in parts if key == 'branch1x1' or key.endswith('_1')]
+            heads += ['branch_pool'] * (block is not net.Mixed_7c)  # a maximum does not commute
             convs = [parts[key].conv for key in heads]
             weight, bias = torch.cat([c.weight for c in convs]).detach(), torch.cat([c.bias for c in convs]).detach()
             block.forward = functools.partial(mixed, parts, heads, weight, bias)
 
 
 def mixed(parts, heads, weight, bias, x):
-    """An Inception block: heads, merged into one convolution, and what follows them in parts, x [N, C, H, W]."""
+    """A block of Inception: heads, merged into one convolution, and what follows them in parts, x [N, C, H, W]."""
     y = F.conv2d(x, weight, bias).split([parts[key].conv.out_channels for key in heads], 1)
-    branches = dict(zip(heads, y))
-    if 'branch_pool' in branches:
-        branches['branch_pool'] = F.avg_pool2d(branches['branch_pool'], 3, 1, 1, count_include_pad=False)
     out = []
-    for key, y in branches.items():
-        y = y.relu()
+    for key, y in zip(heads, y):
+        y = (y if key != 'branch_pool' else F.avg_pool2d(y, 3, 1, 1, count_include_pad=False)).relu()
         for i in '2345' if key.endswith('_1') else '':              # then _2, _3 ..., the last perhaps as _3a and _3b
             tails = [parts[key[:-1] + i + end] for end in ('', 'a', 'b') if key[:-1] + i + end in parts]
             y = torch.cat([tail(y) for tail in tails], 1) if tails else y
         out.append(y)
-    return torch.cat(out if 'branch_pool' in branches else [*out, parts['branch_pool'](x)], 1)
+    if 'branch_pool' not in heads:
+        out.append(parts['branch_pool'](F.max_pool2d(x, 3, 1, 1)))
+    return torch.cat(out, 1)
 
 
 class Inception:
     """uint8 images -> pool3 features [N, 2048] and logits [N, 1008], as FID and IS are defined.
 
-    weights: path of the file at URL; exits 2 on another sha256, since the score would not be FID. resize: 'torch', as
-    pytorch-fid, 'tf1', as the first FID, or 'clean', as clean-fid. bias: whether logits have theirs (IS: none).
+    weights: path of the file at URL; exits 2 on another one, which would not give FID (unless check is off). resize:
+    'torch', as pytorch-fid, 'tf1', as the first FID, or 'clean', as clean-fid. bias: of the logits (IS: without).
     """
     name, score, dim, classes = 'inception', 'FID', 2048, 1008
 
-    def __init__(self, weights, device='cpu', resize='torch', bias=False, sha256=SHA256):
-        state, digest = load_weights(weights, sha256)
+    def __init__(self, weights, device='cpu', resize='torch', bias=False, check=True):
+        state, digest = load_weights(weights, SHA256 if check else None)
         net = inception_graph().to_empty(device=device)
         net.load_state_dict({key.removeprefix('module.'): value for key, value in state.items()})
         self.fc, net.fc = net.fc.requires_grad_(False), torch.nn.Identity()
@@ -429,7 +437,8 @@ def cached(name=FILES[0]):
 
 def remedy():
     """The end of every sentence about missing weights."""
-    return f'get {URL} (sha256 {SHA256}) as {cached()} or name it with --weights, or use --features effnet'
+    return (f'get {URL} (sha256 {SHA256}) as {cached()} or name it with --weights, '
+            'or use --metrics fid --features effnet')
 
 
 def read(path):
@@ -503,7 +512,7 @@ def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=
     """
     if features == 'effnet':
         if weights or resize != 'torch':
-            stop(f'--features effnet: --weights {weights} and --resize {resize} are for Inception, drop them')
+            stop(f'--features effnet: --weights, --resize {resize} and the protocols that set it are for Inception')
         return EffNet(device)
     weights = weights or os.environ.get('FID_INCEPTION_WEIGHTS')
     if weights:
@@ -599,7 +608,7 @@ def remembered(images, extractor, batch, keep, cache):
     key = json.dumps([fingerprint(images), extractor.protocol], sort_keys=True)
     path = os.path.join(folder, f'{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz')
     found = None
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+    with contextlib.suppress(*BROKEN):
         found = load_stats(path, extractor.device)
     if everywhere(found is not None and (found.features is not None or not keep)):
         return found
@@ -633,16 +642,20 @@ def load_stats(path, device='cpu'):
         held = {key: file[key] for key in file.files}
     mu, sigma = (torch.from_numpy(held[key]).to(device, torch.float64) for key in ('mu', 'sigma'))
     features = torch.from_numpy(held['feats']).to(device) if 'feats' in held else None
-    known = [key for key in ('features', 'weights', 'quantise', 'resize') if key in held]
-    return complete(int(held.get('n', 0)) or None, mu, sigma, features,
-                    protocol={key: str(held[key]) for key in known} or None)
+    n = int(held.get('n', 0)) or (None if features is None else len(features))
+    protocol = {key: str(held[key]) for key in ('features', 'weights', 'quantise', 'resize')
+                if key in held and held[key].ndim == 0}
+    return complete(n, mu, sigma, features, protocol=protocol or None)
 
 
 def distance(a, b):
     """Frechet distance of two Stats, through the smaller root at hand."""
     if a.root is None or b.root is not None and b.root.shape[1] < a.root.shape[1]:
         a, b = b, a
-    return frechet(a.mu, a.sigma, b.mu, b.sigma, a.root, min(a.n, b.n) - 1 if a.n and b.n else None)
+    if b.root is None or b.root.shape[1] == len(b.mu):
+        return frechet(a.mu, a.sigma, b.mu, b.sigma, a.root)
+    cross = torch.linalg.svdvals(a.root.T @ b.root).sum()           # of few images: no root of round-off is taken
+    return float((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * cross)
 
 
 def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, size=1000, k=3, k_dc=5):
@@ -655,6 +668,8 @@ def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, 
     for name, ref in refs.items():
         if gen.protocol and ref.protocol and gen.protocol != ref.protocol:
             raise ValueError(f'reference {name} was measured with {ref.protocol}, not {gen.protocol}')
+        if gen.mu.shape != ref.mu.shape:
+            raise ValueError(f'reference {name} has different features: {len(ref.mu)}, not {len(gen.mu)}')
     needs = {key for metric in metrics for key in METRICS[metric]}
     rich = {key: ref for key, ref in refs.items() if ref.features is not None}
     if lacking := [key for key in sorted(needs) if getattr(gen, key) is None]:
@@ -671,7 +686,8 @@ def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, 
                           f'with{"" if extractor and extractor.bias else "out"} bias')
     if 'kid' in metrics:
         result['kid'] = {key: kid(gen.features, ref.features, subsets, size) for key, ref in rich.items()}
-        protocol['kid'] = f'{subsets} subsets of {size} or all, drawn with seed {SEED}, cubic kernel, unbiased'
+        sizes = ', '.join(f'{subset_size(gen.n, ref.n, size)} ({key})' for key, ref in rich.items())
+        protocol['kid'] = f'{subsets} subsets of {sizes} drawn with seed {SEED}, cubic kernel, unbiased'
     if 'prdc' in metrics:
         found = {key: prdc(gen.features, ref.features, k, k_dc) for key, ref in rich.items()}
         result.update({word: {key: found[key][word] for key in found} for word in next(iter(found.values()))})
@@ -755,29 +771,34 @@ class Images:
 
     def __init__(self, name, n, get, fingerprint):
         self.name, self.n, self.get, self.fingerprint = name, n, get, fingerprint
-        self.seen, self.begun, self.said = 0, None, time.monotonic()
+        self.seen, self.begun, self.said = 0, None, None
 
     def __len__(self):
         return self.n
 
     def __getitem__(self, rows):
         now = time.monotonic()
-        self.begun = self.begun or now
+        if self.begun is None:
+            self.begun = self.said = now
         if now - self.said > 5 and ranks()[0] == 0:
             self.said, rate = now, self.seen * ranks()[1] / (now - self.begun)
-            left = (self.n - rows.start) / rate if rate else float('nan')
+            left = (self.n - rows.start) / rate
             print(f'{self.name}: {rows.start}/{self.n}, {rate:.1f} images/s, {left:.0f} s left', file=sys.stderr)
         self.seen += rows.stop - rows.start
         return self.get(rows)
 
 
 def rgb(image):
-    """uint8 [3, H, W] of any PIL image: upright, 16 bits and floats scaled, transparency over white."""
+    """uint8 [3, H, W] of any PIL image: upright, 16 bits scaled, transparency over white. Raises ValueError on floats
+    that are not in 0..255."""
     from PIL import Image, ImageOps
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in 'IF':
+    kind, image = image.mode, ImageOps.exif_transpose(image)
+    if kind[0] in 'IF':                                             # PIL's own conversion would clip them
         x = np.asarray(image, np.float64)
-        image = Image.fromarray((x / 257 if x.max() > 255 else x).round().clip(0, 255).astype(np.uint8))
+        if kind == 'F' and not 1 < x.max() <= 255:
+            raise ValueError('its floats are not in 0..255')
+        x = x / 257 if kind.startswith('I;16') or x.max() > 255 else x
+        image = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
     if image.mode[-1] in 'Aa' or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -789,11 +810,18 @@ def folder(flag, path):
     from PIL import Image
     try:
         archive = zipfile.ZipFile(path) if os.path.isfile(path) else None
-    except zipfile.BadZipFile:
-        stop(f'{flag} {path} is neither a folder nor a zip of images nor an .npz')
-    every = archive.namelist() if archive else (os.path.join(at, name) for at, _, names in os.walk(path)
-                                                for name in names)
-    names = sorted(name for name in every if name.lower().endswith(ENDINGS) and not os.path.basename(name)[0] == '.')
+    except BROKEN as error:
+        stop(f'{flag} {path} is neither a folder nor a readable zip of images nor an .npz ({error})')
+    every, visited = archive.namelist() if archive else [], set()
+    every = [name for name in every if not re.search(r'(^|/)(\.|__MACOSX/)', name)]        # hidden, as below
+    for at, inside, names in () if archive else os.walk(path, followlinks=True):
+        if os.path.realpath(at) in visited:                         # a link back to where we have been
+            inside.clear()
+            continue
+        visited.add(os.path.realpath(at))
+        inside[:] = [name for name in inside if name[0] != '.']
+        every += [os.path.join(at, name) for name in names if name[0] != '.']
+    names = sorted(name for name in every if name.lower().endswith(ENDINGS))
     if len(names) < 2:
         stop(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))         # PIL decodes outside the GIL
@@ -803,7 +831,7 @@ def folder(flag, path):
             data = archive.read(name) if archive else read(name)[0]
             image = Image.open(io.BytesIO(data))
             return rgb(image) if decode else (image.mode, hashlib.sha256(data).digest())
-        except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        except (*BROKEN, Image.DecompressionBombError) as error:
             return f'{name} ({error})'
     headers = list(pool.map(lambda name: load(name, False), names))
     if bad := [header for header in headers if isinstance(header, str)]:
@@ -816,10 +844,10 @@ def folder(flag, path):
 
     def get(rows):
         step = rows.stop - rows.start
-        jobs = ahead.pop(rows.start, None) or [pool.submit(load, name, True) for name in names[rows]]
-        following = rows.start + step * ranks()[1]
-        ahead[following] = [pool.submit(load, name, True) for name in names[following:following + step]]
-        images = [job.result() for job in jobs[:step]]
+        jobs = ahead.pop((rows.start, rows.stop), None) or [pool.submit(load, name, True) for name in names[rows]]
+        start = rows.start + step * ranks()[1]
+        ahead[start, start + step] = [pool.submit(load, name, True) for name in names[start:start + step]]
+        images = [job.result() for job in jobs]
         if bad := [image for image in images if isinstance(image, str)]:
             stop(f'{flag} {path}: {bad[0]} cannot be read', alone=True)
         return images                                               # [3, H, W] each
@@ -832,7 +860,7 @@ def named(flag, name, root):
     kind, _, split = name.rpartition('-')
     kind = {'cifar10': sets.CIFAR10, 'cifar100': sets.CIFAR100, 'fashion-mnist': sets.FashionMNIST}[kind]
     try:
-        if ranks()[0] == 0:
+        if os.environ.get('LOCAL_RANK', '0') == '0':
             kind(root, train=split == 'train', download=True)
         everywhere(True)                                            # the others look when the first has written
         x = torch.as_tensor(kind(root, train=split == 'train').data)
@@ -856,7 +884,7 @@ def source(flag, path, root, device):
             if {'mu', 'sigma'} <= set(file.files):
                 return load_stats(path, device)
             x = torch.from_numpy(file[file.files[0]])               # arr_0 of guided-diffusion's samples
-    except (OSError, ValueError, IndexError, TypeError, zipfile.BadZipFile) as error:
+    except (*BROKEN, IndexError) as error:
         stop(f'{flag} {path} cannot be read: {error}')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) < 2:
         stop(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
@@ -909,16 +937,23 @@ def get_args(argv=None):
     a('--device', default='auto', choices=['auto', 'cuda', 'cpu'], help='auto: cuda if there is one')
     a('--json', metavar='FILE', help='also write the scores there')
     protocol_defaults(p, argv)
+    p.set_defaults(ref=None)                                        # a protocol means a split, here it is images
     args = p.parse_args(argv)
+    args.changed = {key for key, value in vars(args).items() if value != p.get_default(key)}
     asked(args)
     if args.metrics == 'none':
         stop('--metrics none leaves nothing to compute: use --metrics auto')
     if min(args.kid_subsets, args.kid_size - 1, args.k, args.k_dc) < 1:
         stop('--kid-subsets, --k and --k-dc must be 1 or more, --kid-size 2 or more')
-    if not args.gen and not args.save_stats:
-        stop('--gen is missing: name the generated images, or --save-stats to write the statistics of --ref alone')
-    if not args.ref and (args.metrics != 'is' or args.sheet or args.save_stats):
-        stop('--ref is missing: name the real images (only --metrics is does without)')
+    if not args.gen and (args.sheet or not args.save_stats):
+        stop('--gen is missing: name the generated images, or --save-stats alone to write the statistics of --ref')
+    if bool(args.ref) == (args.metrics == 'is' and not args.sheet and not args.save_stats):
+        stop('--ref is missing: name the real images' if not args.ref else '--metrics is does without --ref: drop it')
+    for path in filter(None, (args.json, args.sheet, args.save_stats)):
+        if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
+            stop(f'{path} cannot be written: name a file in a folder that is there')
+    if args.save_stats and not args.save_stats.endswith('.npz'):
+        stop(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
     return args
 
 
@@ -935,8 +970,10 @@ def launch(device):
 
 
 def check(args, gen, ref, words):
-    """Exits 2 where the images or statistics at hand cannot give what is asked for."""
+    """Exits 2 where the images or statistics at hand cannot give what is asked for, or a flag would do nothing."""
     need = {'is': '--gen', 'fid': ''}                               # the others need features of both
+    least = {'prdc': {'--gen': args.k + 1, '--ref': max(args.k, args.k_dc) + 1}, 'is': {'--gen': args.is_splits},
+             'kid': {'--gen': 4, '--ref': 4}}
     for flag, path, x in (('--gen', args.gen, gen), ('--ref', args.ref, ref)):
         if isinstance(x, Stats):
             if x.protocol is None and ranks()[0] == 0:
@@ -945,10 +982,13 @@ def check(args, gen, ref, words):
             if lacking or args.sheet:
                 stop(f'{flag} {path} holds too little for {lacking[0] if lacking else "--sheet"}: name the images')
         n = x and (x.n if isinstance(x, Stats) else len(x))
-        if n and 'prdc' in words and n <= max(args.k, args.k_dc):
-            stop(f'{flag} {path}: {n} images do not have {max(args.k, args.k_dc)} neighbours each, drop prdc')
-        if n and 'is' in words and flag == '--gen' and n < args.is_splits:
-            stop(f'{flag} {path}: {n} images do not make the {args.is_splits} splits of is, use --metrics fid')
+        for word in words:
+            if n and n < least.get(word, {}).get(flag, 0):
+                stop(f'{flag} {path}: {n} images are too few for {word}, which needs {least[word][flag]} here')
+    owner = {'is_splits': 'is', 'is_bias': 'is', 'kid_subsets': 'kid', 'kid_size': 'kid', 'k': 'prdc', 'k_dc': 'prdc'}
+    for key in sorted(args.changed & owner.keys()):
+        if owner[key] not in words:
+            stop(f'--{key.replace("_", "-")} {getattr(args, key)} is for --metrics {owner[key]}: add that or drop this')
 
 
 def main(argv=None):
@@ -957,19 +997,22 @@ def main(argv=None):
     device = launch(args.device)
     gen, ref = (path and source(flag, path, args.root, device)
                 for flag, path in (('--gen', args.gen), ('--ref', args.ref)))
-    if args.eval_samples and isinstance(gen, Images):
-        if not 2 <= args.eval_samples <= len(gen):
-            stop(f'--eval-samples {args.eval_samples}: {args.gen} has {len(gen)} images, use 2 to {len(gen)}')
+    if args.eval_samples is not None:
+        if not isinstance(gen, Images) or not 2 <= args.eval_samples <= len(gen):
+            most = len(gen) if isinstance(gen, Images) else 'nothing'
+            stop(f'--eval-samples {args.eval_samples}: --gen {args.gen} has {most} to choose from')
         gen.n = args.eval_samples
     net, words = None, ['fid']                                      # statistics alone need no network
     if isinstance(gen, Images) or isinstance(ref, Images):
         net, words = from_args(args, device)
+        if args.metrics == 'auto' and (not isinstance(gen, Images) or len(gen) < args.is_splits):
+            words = ['fid']
     elif args.metrics not in ('auto', 'fid'):
         stop(f'--metrics {args.metrics} cannot be had from statistics alone: name images, or use --metrics fid')
     check(args, gen, ref, words)
 
     keep = {key for word in words for key in METRICS[word]} | ({'features'} if args.sheet else set())
-    refs, result = {}, {'gen': args.gen}
+    refs, result = {}, {'gen': args.gen} if gen else {'ref': args.ref, 'stats': args.save_stats}
     if ref and (words != ['is'] or args.save_stats or args.sheet):
         rich = 'features' in keep
         refs[args.ref] = ref if isinstance(ref, Stats) else reference(ref, net, args.eval_batch, rich, args.cache)
@@ -980,6 +1023,7 @@ def main(argv=None):
         except ValueError as error:                                 # statistics of another protocol or network
             stop(f'--ref {args.ref}: {error}')
     if ranks()[0] == 0:
+        print(json.dumps(result))
         if args.save_stats:
             save_stats(args.save_stats, refs[args.ref], args.ref)
         if args.sheet:
@@ -989,7 +1033,6 @@ def main(argv=None):
             with open(f'{args.json}.part', 'w') as file:
                 json.dump(result, file)
             os.replace(f'{args.json}.part', args.json)
-        print(json.dumps(result))
     return result
 
 

@@ -24,9 +24,10 @@ COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7',         # Okabe and Ito, 
            '#E69F00', '#56B4E9', '#000000', '#999999']
 SMOOTH = 9                                                     # log lines in the running mean of D's accuracies
 STYLES = ['-', '--', ':', '-.']
-EXTRA = {'is': ('IS', 1, 2), 'kid': ('KID x 1000', 1000, 2), 'precision': ('precision', 1, 3),      # scale, digits
-         'recall': ('recall', 1, 3), 'density': ('density', 1, 3), 'coverage': ('coverage', 1, 3),
-         'copy': ('copies', 1, 3), 'copy_train': ('copies of training images', 1, 3)}
+FURTHER = 'is', 'kid', 'prdc', 'copy'                           # each with its own entry in the protocol
+EXTRA = {'is': ('IS', 'is', 1, 2), 'kid': ('KID x 1000', 'kid', 1000, 2),             # name, entry, scale, digits
+         **{word: (word, 'prdc', 1, 3) for word in ('precision', 'recall', 'density', 'coverage')},
+         'copy': ('copies', 'copy', 1, 3), 'copy_train': ('copies of training images', 'copy', 1, 3)}
 
 
 def get_args(argv=None):
@@ -77,8 +78,9 @@ def protocol(run):
     """What must be equal for two scores to be compared: the recorded protocol without the run's own sparsity."""
     if not run['scores']:
         return None
-    p = {k: v for k, v in run['scores'][-1]['protocol'].items() if k not in ('sparsity', 'seed')}
-    return json.dumps(p, sort_keys=True)
+    p = {k: v for k, v in run['scores'][-1]['protocol'].items() if k not in ('sparsity', 'seed', *FURTHER)}
+    n_ref = {k: v for k, v in p['n_ref'].items() if k != 'train'}   # where copies are sought
+    return json.dumps({**p, 'n_ref': n_ref}, sort_keys=True)
 
 
 def change(run, dense):
@@ -90,10 +92,12 @@ def change(run, dense):
     return '=' if abs(difference) <= new['all_std'] + old['all_std'] else f'{difference:+.1f}'
 
 
-def cell(score, key):
-    """One further score, scaled as papers print it."""
-    scale, digits = EXTRA[key][1:]
-    return f"{score[key] * scale:.{digits}f} ± {score[f'{key}_std'] * scale:.{digits}f}" if key in score else '–'
+def cell(score, key, further):
+    """One further score, scaled as papers print it; '–' without one of the protocol above the table."""
+    metric, scale, digits = EXTRA[key][1:]
+    if key not in score or score['protocol'].get(metric) != further[metric]:
+        return '–'
+    return f"{score[key] * scale:.{digits}f} ± {score[f'{key}_std'] * scale:.{digits}f}"
 
 
 def table(runs):
@@ -105,11 +109,13 @@ def table(runs):
         name, p = rows[0]['scores'][-1]['score'], json.loads(key)
         n = p['n_ref']
         extra = [key for key in EXTRA if any(key in r['scores'][-1] for r in rows)]
+        last = [r['scores'][-1]['protocol'] for r in rows]
+        further = {key: next(q[key] for q in last if key in q) for key in FURTHER if any(key in q for q in last)}
         out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, "
                 f"against {p['ref']} (last: all {n['all']}, best: chosen on {n['choose']}, "
                 f"reported on the other {n['report']}); {p['features']}, resize {p['resize']}, "
                 f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}"
-                + ''.join(f'; {key}: {p[key]}' for key in ('is', 'kid', 'prdc', 'copy') if key in p) + '.', '',
+                + ''.join(f'; {key}: {text}' for key, text in further.items()) + '.', '',
                 f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) |'
                 + ''.join(f' {EXTRA[key][0]} |' for key in extra), '|---|---|---|---|---|---|' + '---|' * len(extra)]
         for r in rows:
@@ -118,7 +124,7 @@ def table(runs):
             out.append(f"| {r['label']}{unfinished} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
                        f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
                        f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) |"
-                       + ''.join(f' {cell(last, key)} |' for key in extra))
+                       + ''.join(f' {cell(last, key, further)} |' for key in extra))
         out += ['', "One training a row: ± is the spread over its sets of z (of IS over splits, of KID over subsets), "
                 "not over trainings; '=' is a difference within the sum of two spreads.", '']
     missing = [r['path'] for r in runs if not r['scores']]

@@ -205,6 +205,7 @@ def references(data, args, extractor, names):
     half = len(order) // 2
     rest = dict(batch=args.eval_batch, keep=bool({'kid', 'prdc', 'copy'} & {*names}), cache=args.cache)
     refs = metrics.references(data.ref, extractor, {'choose': order[:half], 'report': order[half:]}, **rest)
+    refs = {name: ref if name == 'all' else ref._replace(features=None) for name, ref in refs.items()}
     if 'copy' in names and data.ref is not data.images:
         refs['train'] = metrics.reference(data.images, extractor, **rest)
     return refs
@@ -238,8 +239,11 @@ def main(args):
     if args.out and os.path.isdir(args.data) and inside(args.out, args.data):
         loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
     extractor, names = metrics.from_args(args, device)                             # exits 2 before a network is built
-    if extractor and len(data.ref) < 6:
-        loop.refuse(f'--metrics: {len(data.ref)} reference images are too few for a score, give --metrics none')
+    if extractor and min(len(data.ref), len(data.images)) < 6:
+        loop.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are too few for '
+                    'scores, give --metrics none')
+    if extractor and 'fid' not in names:
+        loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:
         loop.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more of them')
     G, D, masks, facts = start(args)

@@ -1,8 +1,9 @@
-"""Speed by hand: seconds per D and G step of SNGAN, and their ratios, measured in turn within one run.
+"""Speed by hand: seconds per D and G step of SNGAN, or of metrics.py, and ratios, measured in turn within one run.
 
 Use:
     python tests/bench.py                        # G 256, D 128, batch 64: the paper's size
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
+    python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if pip has installed them
 
     ours      train_sngan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
     plain     the released layers written out (upsample, then convolve; convolve, then pool), two D passes, one Adam per
@@ -10,15 +11,23 @@ Use:
 Each figure is the median; the order is shuffled, so that a drift of the machine meets all of them.
 """
 import argparse
+import contextlib
+import functools
+import os
 import random
 import statistics
+import tempfile
 import time
 
 import conftest                                                 # noqa: F401  (puts the repository on the path)
+import numpy as np
+import scipy.linalg
 import torch
+from test_metrics import drawn_state
 from test_models import slow_D, slow_G
 
 import loop
+import metrics
 import train_sngan
 
 
@@ -29,7 +38,8 @@ def get_args(argv=None):
     p.add_argument('--ch-d', type=int, default=128, help='channels of D')
     p.add_argument('--batch', type=int, default=64, help='images of a D and of a G step')
     p.add_argument('--repeats', type=int, default=3, help='timings of each step')
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads')
+    p.add_argument('--metrics', action='store_true', help='time metrics.py instead')
+    p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cuda or cpu')
     return p.parse_args(argv)
 
@@ -92,26 +102,76 @@ def seconds(f, device):
     return time.perf_counter() - start
 
 
+def in_turn(calls, repeats, device):
+    """{name: median seconds} of {name: call}, in shuffled order, after a round that warms up."""
+    times = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name in random.sample(list(calls), len(calls)):
+            t = seconds(calls[name], device)
+            if repeat:
+                times[name].append(t)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def peers(path, device):
+    """Features by the published tools, where they are installed: pip install --no-deps pytorch-fid torch-fidelity."""
+    calls = {}
+    with contextlib.suppress(ImportError):
+        from pytorch_fid import inception
+        inception.load_state_dict_from_url = lambda *a, **k: torch.load(path)
+        net = inception.InceptionV3([3]).eval().to(device)
+        calls['pytorch-fid'] = lambda x, net=net: net(x.float() / 255)
+    with contextlib.suppress(ImportError):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Extractor
+        tf1 = Extractor('inception-v3-compat', ['2048'], feature_extractor_weights_path=path).eval().to(device)
+        calls['torch-fidelity'] = lambda x: tf1(x)
+    return calls
+
+
+@torch.no_grad()
+def scores(args):
+    """Print features a second, and the Frechet distance by scipy's root and by ours, full rank and few references."""
+    with tempfile.NamedTemporaryFile(suffix='.pth') as file:
+        torch.save(drawn_state(), file.name)
+        calls = peers(file.name, args.device)
+        for mode in metrics.RESIZE:
+            calls[f'ours, resize {mode}'] = metrics.Inception(file.name, args.device, mode, check=False)
+    x = torch.randint(0, 256, (args.batch, 3, 32, 32), dtype=torch.uint8, device=args.device)
+    times = in_turn({name: functools.partial(call, x) for name, call in calls.items()}, args.repeats, args.device)
+    for name, t in times.items():
+        ratios = ''.join(f', {times[peer] / t:.2f}x {peer}' for peer in times if not peer.startswith('ours'))
+        print(f'Inception, {args.batch} images of 32 px, {name}: {args.batch / t:.2f} images/s{ratios}', flush=True)
+
+    r = np.random.RandomState(0)
+    f = (np.abs(r.normal(size=(n, 2048)) @ r.normal(size=(2048, 2048)) / 45) for n in (3000, 3000, 500))
+    full, gen, few = (metrics.complete(len(a), a.mean(0), a.T.cov(), a) for a in map(torch.from_numpy, f))
+    known = full._replace(root=metrics.factor(full.sigma))
+    times = in_turn({'scipy.linalg.sqrtm': lambda: scipy.linalg.sqrtm((full.sigma @ gen.sigma).numpy()),
+                     'ours': lambda: metrics.distance(full, gen), 'ours, root of the reference at hand':
+                     lambda: metrics.distance(known, gen), 'ours, 500 references': lambda: metrics.distance(few, gen)},
+                    args.repeats, 'cpu')
+    for name, t in times.items():
+        print(f"Frechet distance of 2048 features, {name}: {t:.3f} s, {times['scipy.linalg.sqrtm'] / t:.1f}x scipy's")
+
+
 def main(args):
     """Print a table of medians and ratios to the plain loop as released."""
     torch.set_num_threads(args.threads)
+    if args.metrics:
+        return scores(args)
     precisions = ['fp32', 'bf16'] if loop.has_bf16(torch.device(args.device)) else ['fp32']
     steps = {('plain, as released', 'fp32'): plain(args, 'fp32', torch.contiguous_format)}
     for p in precisions:
         steps['plain, channels_last', p] = plain(args, p, torch.channels_last)
         steps['ours', p] = ours(args, p)
     steps['ours, AdvAug gd', precisions[-1]] = ours(args, precisions[-1], ('--advaug', 'gd'))
-    times = {(key, i): [] for key in steps for i in (0, 1)}
-    for repeat in range(args.repeats + 1):
-        for key, i in random.sample(list(times), len(times)):
-            t = seconds(steps[key][i], args.device)
-            if repeat:                                           # the first round warms up
-                times[key, i].append(t)
-    base = [statistics.median(times[('plain, as released', 'fp32'), i]) for i in (0, 1)]
+    calls = {(key, i): steps[key][i] for key in steps for i in (0, 1)}
+    times = in_turn(calls, args.repeats, args.device)
+    base = [times[('plain, as released', 'fp32'), i] for i in (0, 1)]
     print(f'G {args.ch_g}, D {args.ch_d}, batch {args.batch}, {args.threads} threads, {args.device}, '
           f'torch {torch.__version__}')
     for key in steps:
-        d, g = (statistics.median(times[key, i]) for i in (0, 1))
+        d, g = (times[key, i] for i in (0, 1))
         whole, faster = 5 * d + g, (5 * base[0] + base[1]) / (5 * d + g)
         print(f'{key[0]:22} {key[1]}  D step {d:7.3f} s ({base[0] / d:4.2f}x)   G step {g:7.3f} s '
               f'({base[1] / g:4.2f}x)   5 D + 1 G {whole:7.2f} s ({faster:4.2f}x)')

@@ -1,4 +1,5 @@
 """metrics.py against closed forms, scipy, PIL, the published tools, slow obvious versions, and itself on two ranks."""
+import copy
 import json
 import os
 import re
@@ -159,11 +160,10 @@ def test_factor_must_hold_at_the_edge_of_full_rank():
             assert abs(metrics.frechet(mu, sigma, mu, sigma, root)) < 1e-7
 
 
-def test_known_rank_must_remove_the_round_off_of_few_samples():
-    x, y = gaussian(2000, 400, 0), gaussian(30, 400, 1)
-    args = (*moments(x), *moments(y))
-    assert metrics.frechet(*args, rank=29) == pytest.approx(nuclear(x, y), rel=1e-10)
-    assert metrics.frechet(*args) == pytest.approx(nuclear(x, y), rel=1e-6)
+def test_identical_sets_with_doubles_must_be_at_distance_zero():
+    x = torch.from_numpy(gaussian(10, 400, 0)).repeat(6, 1)
+    s = metrics.complete(60, x.mean(0), x.T.cov(), x)
+    assert abs(metrics.distance(s, s)) < 1e-9 and s.root.shape == (400, 60)
 
 
 def test_frechet_must_refuse_what_is_no_pair_of_moments():
@@ -275,42 +275,47 @@ def test_inception_must_have_the_keys_and_parameters_of_the_published_file():
     assert net.fc.weight.shape == (1008, 2048) and not any(key.startswith('AuxLogits') for key in keys)
 
 
-def test_pools_must_be_those_of_the_tensorflow_graph():
-    net = metrics.inception_graph()
+def slow_block(block, x, last):
+    """An Inception block by its branches, with FID's pools: averages without padding, and a maximum in the last."""
+    pool = F.max_pool2d(x, 3, 1, 1) if last else F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    parts, out = dict(block.named_children()), [block.branch1x1(x)]
+    for name in ('branch5x5', 'branch7x7', 'branch3x3', 'branch3x3dbl', 'branch7x7dbl'):
+        y = parts[f'{name}_1'](x) if f'{name}_1' in parts else None
+        for i in range(2, 6) if y is not None else ():
+            if f'{name}_{i}' in parts:
+                y = parts[f'{name}_{i}'](y)
+            elif f'{name}_{i}a' in parts:
+                y = torch.cat((parts[f'{name}_{i}a'](y), parts[f'{name}_{i}b'](y)), 1)
+        out += [y] if y is not None else []
+    return torch.cat([*out, block.branch_pool(pool)], 1)
+
+
+@torch.no_grad()
+def test_merged_blocks_must_equal_their_branches_with_the_pools_of_the_tensorflow_graph(state):
+    net = metrics.inception_graph().to_empty(device='cpu')
+    net.load_state_dict(state)
+    slow = copy.deepcopy(net)
+    metrics.merge_(metrics.fuse_(net))
     for name in ('5b', '5c', '5d', '6b', '6c', '6d', '6e', '7b', '7c'):
-        block, seen = getattr(net, f'Mixed_{name}'), []
-        block.branch_pool.conv.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
-        block.to_empty(device='cpu')
-        channels = block.branch1x1.conv.in_channels
-        block(torch.ones(1, channels, 9, 9))
-        assert torch.equal(seen[0], torch.ones(1, channels, 9, 9)), f'{name}: padding entered the pool at the border'
-        impulse = torch.zeros(1, channels, 9, 9)
-        impulse[..., 4, 4] = 9
-        block(impulse)
-        pooled = seen[1][0, 0, 3:6, 3:6]
-        assert torch.equal(pooled, torch.full((3, 3), 9.0 if name == '7c' else 1.0)), f'{name}: average or maximum'
+        block, plain = getattr(net, f'Mixed_{name}'), getattr(slow, f'Mixed_{name}')
+        x = torch.randn(1, plain.branch1x1.conv.in_channels, 9, 9, generator=torch.Generator().manual_seed(0)).relu()
+        theirs = slow_block(plain, x, last=name == '7c')
+        assert (block(x) - theirs).abs().max() < 1e-4 * theirs.max(), name
 
 
 def test_loader_must_accept_both_layouts_and_give_logits_without_bias(state, weights, tmp_path):
     images = pictures(2)
-    net = metrics.Inception(weights, sha256=None)
+    net = metrics.Inception(weights, check=False)
     f, logits = net(images)
     assert f.shape == (2, 2048) and logits.shape == (2, 1008) and f.std() > 1e-3
     assert torch.allclose(logits, f @ state['fc.weight'].T, atol=1e-4)
-    biased = metrics.Inception(weights, bias=True, sha256=None)(images)[1]
+    biased = metrics.Inception(weights, bias=True, check=False)(images)[1]
     assert torch.allclose(biased, logits + state['fc.bias'], atol=1e-4)
     tracked = {key: torch.zeros((), dtype=torch.long) for key in metrics.inception_graph().state_dict()}
     torch.save({f'module.{key}': value for key, value in {**tracked, **state}.items()}, tmp_path / 'parallel.pth')
-    other = metrics.Inception(tmp_path / 'parallel.pth', sha256=None)
+    other = metrics.Inception(tmp_path / 'parallel.pth', check=False)
     assert torch.equal(other(images)[0], f)
     assert net.protocol['weights'] == metrics.read(weights)[1][:8] and 'bilinear' in net.protocol['resize']
-
-    graph = metrics.inception_graph().to_empty(device='cpu')        # folding batch norms must not change the features
-    graph.load_state_dict({**tracked, **state})
-    graph.fc = torch.nn.Identity()
-    with torch.no_grad():
-        plain = graph(F.interpolate(images.float(), size=(299, 299), mode='bilinear') / 127.5 - 1)
-    assert torch.allclose(plain, f, rtol=1e-3, atol=1e-3 * float(f.abs().max()))
 
 
 def test_loader_must_refuse_another_file_with_a_sentence(weights, tmp_path, capsys):
@@ -423,7 +428,7 @@ PEERS = {   # features [:2, ::512] of 6 images of 32 px and 2 of 400 px; mean an
 
 @pytest.mark.parametrize('mode', ['torch', 'tf1', 'clean'])
 def test_features_must_equal_those_of_the_published_tools(weights, mode):
-    net = metrics.Inception(weights, resize=mode, sha256=None)
+    net = metrics.Inception(weights, resize=mode, check=False)
     for size, n, seed in ((32, 6, 1), (400, 2, 2)):
         images = np.random.RandomState(seed).randint(0, 256, (n, 3, size, size)).astype(np.uint8)
         f = net(torch.from_numpy(images))[0].double().numpy()
@@ -508,33 +513,37 @@ def slow_kid(x, y):
 
 def test_kernel_distance_must_equal_the_loop():
     x, y = gaussian(20, 6, 0), gaussian(20, 6, 1, shift=0.3)
-    assert metrics.kid(x, y) == pytest.approx((slow_kid(x, y), 0), rel=1e-10)           # 20 of 20: one subset, all
+    assert metrics.kid(x, y[:19], 1)[0] == pytest.approx(slow_kid(x[np.random.RandomState(metrics.SEED).permutation(20)[
+        :19]], y[:19]), rel=1e-10)                                  # all of the smaller set
     rng = np.random.RandomState(5)
     i, j = rng.permutation(20)[:7], rng.permutation(20)[:7]
     assert metrics.kid(x, y, 1, 7, seed=5)[0] == pytest.approx(slow_kid(x[i], y[j]), rel=1e-10)
 
 
-def test_kernel_distance_must_be_the_same_from_one_product_and_from_subsets():
-    x, y = gaussian(90, 6, 0), gaussian(50, 6, 1)
+@pytest.mark.parametrize('n', [130, 60])                             # above and below 10 * 12
+def test_kernel_distance_must_be_the_same_from_one_product_and_from_subsets(n, monkeypatch):
+    x, y = gaussian(n, 6, 0), gaussian(50, 6, 1)
     rng, slow = np.random.RandomState(metrics.SEED), []
     for _ in range(4):
-        i, j = rng.choice(90, 12, replace=False), rng.choice(50, 12, replace=False)
+        i, j = rng.choice(n, 12, replace=False), rng.choice(50, 12, replace=False)
         slow.append(slow_kid(x[i], y[j]))
-    assert metrics.kid(x, y, 4, 12) == pytest.approx((np.mean(slow), np.std(slow)), rel=1e-9)       # 90 > 5 * 12
-    assert metrics.kid(x[:60], y, 4, 12)[0] == pytest.approx(metrics.kid(torch.from_numpy(x[:60]), y, 4, 12)[0])
-    rng = np.random.RandomState(metrics.SEED)
-    few = [slow_kid(x[rng.choice(60, 12, replace=False)], y[rng.choice(50, 12, replace=False)]) for _ in range(4)]
-    assert metrics.kid(x[:60], y, 4, 12)[0] == pytest.approx(np.mean(few), rel=1e-9)    # 60 = 5 * 12
+    expected = pytest.approx((np.mean(slow), np.std(slow)), rel=1e-9)
+    assert metrics.kid(x, y, 4, 12) == expected
+    assert metrics.kid(torch.from_numpy(x).float(), y, 4, 12) == pytest.approx((np.mean(slow), np.std(slow)), rel=1e-5)
+    whole = metrics.kernel_sums
+    monkeypatch.setattr(metrics, 'kernel_sums', lambda *a, **k: whole(*a, **k, entries=130))
+    assert metrics.kid(x, y, 4, 12) == expected                     # in blocks
 
 
 def test_kernel_distance_of_two_halves_must_be_zero_within_its_error():
     for seed in range(4):
         x = gaussian(2000, 32, seed)
-        mean, std = metrics.kid(x[:1000], x[1000:], 30, 200)
-        assert abs(mean) < 2 * std and std > 0                      # subsets overlap: their spread is the honest scale
-        assert metrics.kid(x[:1000], x[1000:] * 1.5, 30, 200)[0] > 5 * std
+        for size in (200, 1000):                                    # 1,000: subsets of half, the whole has no spread
+            mean, std = metrics.kid(x[:1000], x[1000:], 30, size)
+            assert abs(mean) < 2 * std and std > 0                  # subsets overlap: their spread is the honest scale
+            assert metrics.kid(x[:1000], x[1000:] * 1.5, 30, size)[0] > 5 * std
     with pytest.raises(ValueError):
-        metrics.kid(x[:1], x)
+        metrics.kid(x[:3], x)
 
 
 # Precision, recall, density, coverage, copies
@@ -572,7 +581,10 @@ def test_a_collapsed_generator_must_have_precision_without_recall():
     assert collapsed['precision'] > 0.8 and collapsed['recall'] < 0.3 and collapsed['coverage'] < 0.3
     assert wide['recall'] > 0.8 and wide['precision'] < 0.3
     same = {'precision': 1, 'recall': 1, 'density': 1, 'coverage': 1}
-    assert metrics.prdc(real, real) == pytest.approx(same, abs=0.2)
+    assert metrics.prdc(real, real) == pytest.approx(same, abs=1e-12)
+    fives = np.repeat(real[:100], 5, axis=0)                        # ties are decided as by the definition
+    for fake in (fives, fives[:5], np.ones((9, 8))):
+        assert metrics.prdc(fake, fives) == pytest.approx(slow_prdc(fake, fives, 3, 5), abs=1e-12)
     with pytest.raises(ValueError):
         metrics.prdc(real[:3], real)
 
@@ -597,6 +609,7 @@ def test_copy_rate_must_be_one_for_copies_and_a_twentieth_for_new_images():
     assert metrics.copy_rate(half, train) == pytest.approx(0.525, abs=0.02)
     twice = torch.cat((train, train))                               # every image has its double: only copies count
     assert metrics.copy_rate(train, twice) == 1 and metrics.copy_rate(held, twice) == 0
+    assert metrics.copy_rate(train * (1 + 1e-6), twice) == 1        # features differ so much with the batch
 
 
 # Reference statistics
@@ -793,6 +806,9 @@ def folders(tmp_path_factory):
                           ('cut/1.png', image), ('cut/2.png', image[:-200]), ('text.npz', b'no archive')):
         (tmp_path / name).write_bytes(content)
     np.savez(tmp_path / 'strange.npz', a=np.zeros(3))
+    (tmp_path / 'void.npz').write_bytes(b'')
+    (tmp_path / 'ref' / '.thumbs').mkdir()
+    shutil.copy(tmp_path / 'ref' / '5.png', tmp_path / 'ref' / '.thumbs')
     np.savez(tmp_path / 'stats.npz', mu=np.zeros(8), sigma=np.eye(8))
     np.savez(tmp_path / 'shifted.npz', mu=np.ones(8), sigma=4 * np.eye(8))
     np.savez(tmp_path / 'samples.npz', arr_0=pictures(12).permute(0, 2, 3, 1).numpy(), arr_1=np.zeros(12))
@@ -806,7 +822,7 @@ def call(folders, capsys, **flags):
         if flag in flags and flags[flag] not in metrics.NAMED:
             flags[flag] = folders / flags[flag]
     metrics.main([str(word) for key, value in {'features': 'effnet', 'device': 'cpu', **flags}.items()
-                  for word in (f'--{key.replace("_", "-")}', value)])
+                  for word in (f'--{key.replace("_", "-")}', value) if word is not None])
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1
     return json.loads(captured.out), captured.err
@@ -835,6 +851,7 @@ def test_zip_and_statistics_must_give_the_score_of_the_folder(effnet, folders, c
     assert numbers({**plain, 'gen': 0}) == numbers({**written, 'gen': 0}) == numbers({**loaded, 'gen': 0})
     assert 'records no protocol' not in err
     alone, _ = call(folders, capsys, ref='ref', save_stats='alone.npz')
+    assert alone == {'ref': str(folders / 'ref'), 'stats': str(folders / 'alone.npz')}
     with np.load(folders / 'alone.npz') as a, np.load(folders / 'saved.npz') as b:
         assert np.array_equal(a['mu'], b['mu']) and a['n'] == 12 and str(a['source']) == str(folders / 'ref')
 
@@ -885,16 +902,83 @@ def test_ranks_of_torchrun_must_print_one_score(effnet, folders, capsys):
     assert numbers(json.loads(lines[0])['FD-effnet']) == pytest.approx(numbers(alone['FD-effnet']), rel=1e-5)
 
 
+def test_inception_must_serve_the_command_line_with_every_flag(folders, capsys, weights, monkeypatch):
+    monkeypatch.setattr(metrics, 'SHA256', metrics.read(weights)[1])
+    flags = dict(features='inception', weights=weights, gen='gen', cache='none')
+    result, _ = call(folders, capsys, metrics='is', resize='clean', is_splits=3, is_bias=None, **flags)
+    net = metrics.Inception(weights, resize='clean', bias=True)
+    f, logits = net(metrics.folder('', str(folders / 'gen'))[0:12])
+    assert result['is'] == pytest.approx(metrics.inception_score(logits, 3), rel=1e-4)
+    assert result['protocol']['is'].endswith('logits with bias') and '3 splits' in result['protocol']['is']
+    assert result['protocol']['resize'] == metrics.RESIZE['clean'] and 'FID' not in result
+    args = metrics.get_args(['--gen', 'x', '--ref', 'y', '--protocol', 'cifar', '--is-splits', '2'])
+    assert (args.ref, args.eval_samples, args.is_splits, args.is_bias) == ('y', 10000, 2, True)
+
+
+def test_kinds_of_images_must_become_the_same_pixels(tmp_path):
+    x = pictures(1, 16)[0]
+    image = Image.fromarray(x.permute(1, 2, 0).numpy())
+    assert torch.equal(metrics.rgb(image), x)
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6                                                # to be turned by 90 degrees clockwise
+    turned.save(tmp_path / 'turned.png', exif=exif)
+    assert torch.equal(metrics.rgb(Image.open(tmp_path / 'turned.png')), x)
+    grey = x[0].numpy()
+    for array in (grey, grey.astype(np.uint16) * 257, grey.astype(np.int32), grey.astype(np.float32)):
+        assert torch.equal(metrics.rgb(Image.fromarray(array)), x[:1].expand(3, -1, -1)), array.dtype
+    assert metrics.rgb(Image.fromarray(grey.astype(np.uint16))).max() <= 1              # dark, not stretched
+    with pytest.raises(ValueError):
+        metrics.rgb(Image.fromarray(grey.astype(np.float32) / 255))
+    alpha = Image.fromarray(np.dstack((x.permute(1, 2, 0).numpy(), np.eye(16, dtype=np.uint8) * 255)))
+    clear = torch.eye(16).bool()
+    assert torch.equal(metrics.rgb(alpha)[:, clear], x[:, clear]) and (metrics.rgb(alpha)[:, ~clear] == 255).all()
+
+
+def test_a_sheet_must_show_each_sample_beside_its_neighbours(tmp_path):
+    def plain(colours):
+        x = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, 3, 9, 9)
+        return metrics.Images('x', len(x), x.__getitem__, '')
+    gen, ref = [[200, 0, 0], [0, 200, 0], [0, 0, 200]], [[0, 0, 220], [210, 0, 0], [0, 230, 0]]
+    near, index = metrics.nearest(torch.tensor(gen).float(), torch.tensor(ref).float(), 2)
+    metrics.sheet(tmp_path / 'x.png', plain(gen), plain(ref), near, index, radius=20.0)
+    pixels = np.asarray(Image.open(tmp_path / 'x.png'))
+    for half, order in enumerate(([0, 1, 2], [0, 2, 1])):           # the first ones; the closest ones
+        for row, i in enumerate(order):
+            y, x = 20 + row * 110 + 48, half * 4 * 96 + 48
+            assert pixels[y, x].tolist() == gen[i] and pixels[y, x + 120].tolist() == ref[[1, 2, 0][i]]
+            assert (pixels[y + 49:y + 60, x + 72:x + 168] < 128).any()                  # the number below
+    text = (pixels[20 + 97:20 + 110, 120:216] < 128).sum() + 0
+    metrics.sheet(tmp_path / 'y.png', plain(gen), plain(ref), near, index, radius=5.0)
+    assert (np.asarray(Image.open(tmp_path / 'y.png'))[117:130, 120:216] < 128).sum() != text       # another ratio
+
+
+def test_progress_must_be_said_every_five_seconds(capsys, monkeypatch):
+    now = iter([0.0, 4.0, 6.0, 20.0])
+    monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(now))
+    images = metrics.Images('photos', 100, lambda rows: [None] * 10, '')
+    for start in (0, 10, 20, 30):
+        images[start:start + 10]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ['photos: 20/100, 3.3 images/s, 24 s left', 'photos: 30/100, 1.5 images/s, 47 s left']
+
+
 @pytest.mark.parametrize('wrong, says', [
     ({'--gen': 'empty'}, '0 images'), ({'--ref': 'missing'}, 'does not exist'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
-    ({'--gen': 'one'}, '1 images'), ({'--ref': 'torn'}, '2.png'), ({'--ref': 'cut', '--features': 'effnet'}, '2.png'),
+    ({'--gen': 'one'}, '1 images'), ({'--json': 'nowhere/x'}, 'cannot be written'), ({'--ref': 'void.npz'}, 'cannot'),
+    ({'--save-stats': 'x'}, '.npz'), ({'--k': '4', '--features': 'effnet'}, 'is for --metrics prdc'),
+    ({'--gen': 'stats.npz', '--eval-samples': '5', '--features': 'effnet'}, 'nothing to choose'),
+    ({'--protocol': 'cifar', '--ref': None}, '--ref is missing'), ({'--eval-samples': '0'}, '--eval-samples 0'),
+    ({'--sheet': 'x.png', '--gen': None, '--save-stats': 'x.npz'}, '--gen is missing'),
+    ({'--ref': 'torn'}, '2.png'), ({'--ref': 'cut', '--features': 'effnet'}, '2.png'),
     ({'--gen': 'text.npz'}, 'cannot be read'), ({'--gen': 'strange.npz'}, 'neither mu and sigma'),
     ({'--gen': 'stats.npz'}, 'records'), ({'--ref': 'stats.npz', '--features': 'effnet'}, 'different features'),
     ({'--ref': 'stats.npz', '--metrics': 'kid', '--features': 'effnet'}, 'too little for kid'),
-    ({'--gen': 'stats.npz', '--ref': 'stats.npz', '--metrics': 'is'}, 'statistics alone'),
-    ({'--metrics': 'prdc', '--k': '12', '--features': 'effnet'}, '12 neighbours'),
+    ({'--gen': 'stats.npz', '--ref': 'stats.npz', '--metrics': 'kid'}, 'statistics alone'),
+    ({'--metrics': 'prdc', '--k': '12', '--features': 'effnet'}, 'too few for prdc'),
     ({'--eval-samples': '13', '--features': 'effnet'}, '--eval-samples 13'), ({'--ref': 'out.txt'}, 'neither a folder'),
-    ({'--metrics': 'is', '--features': 'effnet'}, '--metrics fid'), ({'--metrics': 'is'}, '--features inception'),
+    ({'--metrics': 'is', '--features': 'effnet'}, '--metrics fid'), ({'--metrics': 'is'}, 'without --ref'),
+    ({'--metrics': 'is', '--ref': None}, '--features inception'),
     ({'--metrics': 'none'}, '--metrics auto'), ({'--features': 'effnet', '--resize': 'tf1'}, '--resize tf1'),
     ({'--is-splits': '0'}, '--is-splits 0'), ({'--kid-size': '1'}, '--kid-size 2'),
     ({'--gen': None}, '--gen is missing'), ({'--ref': None}, '--ref is missing'),

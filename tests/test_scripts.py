@@ -343,6 +343,13 @@ def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(tmp_
     report.main(report.get_args([str(tmp_path)]))
     page = (tmp_path / 'report' / 'report.md').read_text()
     assert '| KID x 1000 | precision | recall | density | coverage | copies |' in page and 'cubic kernel' in page
+    train(tmp_path / 'plain', *flags[:-2], '--metrics', 'fid', '--seed', '2', '--cache', str(tmp_path / 'cache'))
+    report.main(report.get_args([str(tmp_path)]))                   # the same distance: a row of the same table
+    page = (tmp_path / 'report' / 'report.md').read_text()
+    assert page.count('| KID x 1000 |') == 2 and '| – | – | – | – | – | – |' in page
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path / 'no', *flags, '--metrics', 'kid')
+    assert e.value.code == 2
 
 
 def test_a_protocol_sets_its_flags_and_only_as_defaults():
