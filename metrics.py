@@ -83,7 +83,7 @@ def frechet(mu1, sigma1, mu2, sigma2, root1=None):
     mu1, sigma1, mu2, sigma2 = (torch.as_tensor(a).double() for a in (mu1, sigma1, mu2, sigma2))
     if mu1.shape != mu2.shape or not sigma1.shape == sigma2.shape == mu1.shape * 2:
         raise ValueError(f'moments of different features: {list(sigma1.shape)} and {list(sigma2.shape)}')
-    if not all(a.isfinite().all() for a in (mu1, sigma1, mu2, sigma2)):
+    if not all(a.sum().isfinite() for a in (mu1, sigma1, mu2, sigma2)):
         raise ValueError('the moments hold values that are not finite')
     R = factor(sigma1) if root1 is None else root1
     w = torch.linalg.eigvalsh(R.T @ sigma2 @ R).clamp(min=0)        # ascending; those of sigma1 sigma2 that are not 0

@@ -143,12 +143,13 @@ def scores(args):
         print(f'Inception, {args.batch} images of 32 px, {name}: {args.batch / t:.2f} images/s{ratios}', flush=True)
 
     r = np.random.RandomState(0)
-    f = (np.abs(r.normal(size=(n, 2048)) @ r.normal(size=(2048, 2048)) / 45) for n in (3000, 3000, 500))
-    full, gen, few = (metrics.complete(len(a), a.mean(0), a.T.cov(), a) for a in map(torch.from_numpy, f))
+    f = (np.abs(r.normal(size=(n, 2048)) @ r.normal(size=(2048, 2048)) / 45) for n in (3000, 3000, 500, 100))
+    full, gen, few, least = (metrics.complete(len(a), a.mean(0), a.T.cov(), a) for a in map(torch.from_numpy, f))
     known = full._replace(root=metrics.factor(full.sigma))
     times = in_turn({'scipy.linalg.sqrtm': lambda: scipy.linalg.sqrtm((full.sigma @ gen.sigma).numpy()),
                      'ours': lambda: metrics.distance(full, gen), 'ours, root of the reference at hand':
-                     lambda: metrics.distance(known, gen), 'ours, 500 references': lambda: metrics.distance(few, gen)},
+                     lambda: metrics.distance(known, gen), 'ours, 500 references': lambda: metrics.distance(few, gen),
+                     'ours, 100 references': lambda: metrics.distance(least, gen)},
                     args.repeats, 'cpu')
     for name, t in times.items():
         print(f"Frechet distance of 2048 features, {name}: {t:.3f} s, {times['scipy.linalg.sqrtm'] / t:.1f}x scipy's")
