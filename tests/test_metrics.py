@@ -609,7 +609,7 @@ def test_copy_rate_must_be_one_for_copies_and_a_twentieth_for_new_images():
     assert metrics.copy_rate(half, train) == pytest.approx(0.525, abs=0.02)
     twice = torch.cat((train, train))                               # every image has its double: only copies count
     assert metrics.copy_rate(train, twice) == 1 and metrics.copy_rate(held, twice) == 0
-    assert metrics.copy_rate(train * (1 + 1e-6), twice) == 1        # features differ so much with the batch
+    assert metrics.copy_rate(train * (1 + 5e-6), twice) == 1        # features differ so much with the batch
 
 
 # Reference statistics
