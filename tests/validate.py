@@ -1,4 +1,4 @@
-"""Does FD-effnet measure quality?  By hand, 20 minutes on two CPU cores: degrades Fashion-MNIST step by step.
+"""Does FD-effnet measure quality?  By hand, 25 minutes on a CPU core: degrades Fashion-MNIST step by step.
 
 Use:
     python tests/validate.py                        # markdown tables on stdout
