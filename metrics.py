@@ -913,7 +913,7 @@ def sheet(path, gen, ref, near, index, radius, rows=8, tile=96):
             x, y = half * (k + 2) * tile, 20 + row * (tile + 14)
             place(gen, i, x, y, f'sample {i}')
             for column, (j, d) in enumerate(zip(index[i].tolist(), near[i].tolist())):
-                place(ref, j, x + (column + 1) * tile + tile // 4, y, f'{d / radius:.2f}' if radius else f'{d:.3g}')
+                place(ref, j, x + (column + 1) * tile + tile // 4, y, f'{d / radius:.2f}')
     canvas.save(f'{path}.part', 'PNG')
     os.replace(f'{path}.part', path)
 
@@ -929,7 +929,7 @@ def get_args(argv=None):
     add_flags(p)
     a('--eval-samples', type=int, metavar='N', help='score the first N images of --gen (default: all)')
     a('--kid-subsets', type=int, default=100, help='subsets of KID')
-    a('--kid-size', type=int, default=1000, help='images in each, or all that there are')
+    a('--kid-size', type=int, default=1000, help='images in each at most, see subset_size')
     a('--k', type=int, default=3, help='neighbours of precision and recall')
     a('--k-dc', type=int, default=5, help='neighbours of density and coverage')
     a('--sheet', metavar='PNG', help='draw samples beside their nearest images of --ref')
