@@ -336,6 +336,7 @@ def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(tmp_
     for key in ('all', 'choose', 'report', 'kid', 'precision', 'recall', 'density', 'coverage', 'copy'):
         assert np.isfinite(record[key]) and record[f'{key}_std'] >= 0
     assert 'copy_train' not in record and record['protocol']['n_ref'] == {'choose': 10, 'report': 10, 'all': 20}
+    assert not {'kid_choose', 'precision_report'} & record.keys()   # the halves are for the distance alone
     assert {'kid', 'prdc', 'copy'} < record['protocol'].keys() and len(os.listdir(tmp_path / 'cache')) == 2
     train(tmp_path / 'held', *flags, '--ref', 'test', '--seed', '1')
     record, = loop.lines(tmp_path / 'held' / 'metrics.jsonl')       # copies are sought among the training images
