@@ -582,7 +582,8 @@ def references(images, extractor, parts, batch=64, keep=False, cache='none'):
 
     parts, if any, must cut the images into pieces without overlap. keep: hold the features, which all metrics but
     'fid' need. cache: a folder of earlier results, 'auto' (one beside the weights) or 'none'."""
-    pieces = {name: images[rows] for name, rows in parts.items()} or {'all': images}
+    part = getattr(images, 'part', images.__getitem__)              # of Rows, which are not copied
+    pieces = {name: part(rows) for name, rows in parts.items()} or {'all': images}
     refs = {name: remembered(x, extractor, batch, keep, cache) for name, x in pieces.items()}
     refs['all'] = functools.reduce(pooled, refs.values())
     return {name: ref if ref.root is not None else ref._replace(root=factor(ref.sigma)) for name, ref in refs.items()}

@@ -1,10 +1,19 @@
 """data/images.py: subsets, splits and groups; every odd image a user has; the on-disk formats of the named sets."""
 import gzip
 import io
+import itertools
+import multiprocessing
 import os
 import pickle
+import re
+import signal
 import struct
+import subprocess
+import sys
+import threading
+import time
 import zipfile
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -244,3 +253,445 @@ def test_a_grid_is_read_from_left_to_right(tmp_path):
     images.save_grid(tmp_path / 'g.png', x, 3)
     sheet = np.asarray(Image.open(tmp_path / 'g.png'))[::2, ::2, 0]
     assert sheet.tolist() == [[0, 1, 2], [3, 4, 255]]
+
+
+def noise(path, size=(64, 64), mode='RGB', seed=0, kind='JPEG'):
+    """A file of random blocks, which JPEG and a resize both change."""
+    x = np.random.default_rng(seed).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), np.uint8)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.fromarray(x).resize(size, Image.NEAREST).convert(mode).save(path, kind)
+
+
+def write_tiny(root, n=3):
+    """Tiny ImageNet as its archive and as it unpacks: two classes, n images each in train, 4 in val."""
+    top, wnids = root / 'tiny-imagenet-200', ['n02', 'n01']
+    for k, wnid in enumerate(wnids):
+        for i in range(n):
+            noise(top / 'train' / wnid / 'images' / f'{wnid}_{i}.JPEG', seed=10 * k + i, mode='L' if i == 1 else 'RGB')
+        (top / 'train' / wnid / f'{wnid}_boxes.txt').write_text(f'{wnid}_0.JPEG\t0\t0\t9\t9\n')
+    for i in range(4):
+        noise(top / 'val' / 'images' / f'val_{i}.JPEG', seed=50 + i)
+        noise(top / 'test' / 'images' / f'test_{i}.JPEG', seed=70 + i)
+    (top / 'wnids.txt').write_text('\n'.join(wnids) + '\n')
+    (top / 'words.txt').write_text('n01\ttench\nn02\tgoldfish\n')
+    (top / 'val' / 'val_annotations.txt').write_text(
+        ''.join(f'val_{i}.JPEG\t{wnids[i % 3 == 0]}\t0\t0\t62\t62\n' for i in range(4)))
+    with zipfile.ZipFile(root / 'tiny-imagenet-200.zip', 'w') as z:
+        for d, _, files in os.walk(top):
+            for f in files:
+                z.write(os.path.join(d, f), os.path.relpath(os.path.join(d, f), root))
+    return top
+
+
+def contents(folder):
+    return {f: (folder / f).read_bytes() for f in sorted(os.listdir(folder))}
+
+
+def decoded(path, mode='RGB'):
+    return torch.from_numpy(np.asarray(Image.open(path).convert(mode)).transpose(2, 0, 1).copy())
+
+
+def test_tiny_imagenet_comes_from_its_zip_or_its_folder(tmp_path, monkeypatch):
+    top = write_tiny(tmp_path)
+    assert images.names('tiny-imagenet', str(tmp_path), 64) == ['n01', 'n02'] and not list(tmp_path.glob('*-64'))
+    monkeypatch.setenv('RANK', '1')                              # which leaves the conversion to rank 0
+    with pytest.raises(SystemExit):
+        images.load('tiny-imagenet', str(tmp_path), res=64)
+    monkeypatch.setenv('RANK', '0')
+    d = images.load('tiny-imagenet', str(tmp_path), res=64)
+    assert d.classes == ['n01', 'n02'] == images.names('tiny-imagenet', str(tmp_path), 64)
+    assert d.labels.tolist() == [0] * 3 + [1] * 3 and d.holdout_labels.tolist() == [0, 1, 1, 0]
+    assert d.ref_name == 'tiny-imagenet-test' and len(d.ref) == len(d.holdout) == 4 and d.total == 6
+    for i, name in enumerate(f'{wnid}_{i}' for wnid in ('n01', 'n02') for i in range(3)):
+        assert torch.equal(d.images[i], decoded(top / 'train' / name[:3] / 'images' / f'{name}.JPEG')), name
+    assert torch.equal(d.ref[3], decoded(top / 'val' / 'images' / 'val_3.JPEG'))
+    zipped = contents(tmp_path / 'tiny-imagenet-64')
+    os.remove(tmp_path / 'tiny-imagenet-200.zip')
+    images.convert('tiny-imagenet', str(tmp_path), 64, out=str(tmp_path / 'b'))
+    assert contents(tmp_path / 'b') == zipped and set(zipped) == {
+        'lock', 'set.json', 'train.npy', 'train-labels.npy', 'val.npy', 'val-labels.npy'}
+    small = images.load('tiny-imagenet', str(tmp_path), res=32)
+    one = Image.open(top / 'train' / 'n01' / 'images' / 'n01_0.JPEG').resize((32, 32), Image.BILINEAR)
+    assert (small.images[0].numpy() == np.asarray(one).transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize('fault', ['none', 'text', 'half'])
+def test_tiny_imagenet_is_refused_with_the_place_to_get_it(fault, tmp_path, capsys):
+    if fault == 'text':
+        (tmp_path / 'tiny-imagenet-200.zip').write_text('<html>')
+    if fault == 'half':
+        os.remove(write_tiny(tmp_path) / 'val' / 'val_annotations.txt')
+        os.remove(tmp_path / 'tiny-imagenet-200.zip')
+    for call in (images.load, images.names):
+        with pytest.raises(SystemExit):
+            call('tiny-imagenet', root=str(tmp_path), res=64)
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and 'tiny-imagenet-200' in error and (fault == 'text' or images.TINY in error)
+
+
+def write_imagenet(root):
+    for k, wnid in enumerate(('n03', 'n01', 'n02')):
+        for i, (size, mode) in enumerate((((50, 37), 'RGB'), ((41, 64), 'L'), ((70, 33), 'CMYK'), ((31, 90), 'RGB'))):
+            noise(root / 'train' / wnid / f'{wnid}_{i}.JPEG', size, mode, 10 * k + i)
+    for k, wnid in enumerate(('n02', 'n01')):
+        noise(root / 'val' / wnid / f'ILSVRC2012_val_0000000{k}.JPEG', seed=90 + k)
+
+
+def test_imagenet_is_cropped_and_resized_as_by_torchvision(tmp_path):
+    from torchvision.transforms import functional as T
+    write_imagenet(tmp_path / 'imagenet')
+    images.convert('imagenet', str(tmp_path), 32)
+    d = images.load('imagenet', str(tmp_path), res=32)
+    assert d.classes == ['n01', 'n02', 'n03'] and d.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert d.holdout_labels.tolist() == [0, 1] and d.ref_name == 'imagenet-test'
+    for i, name in enumerate(f'{wnid}/{wnid}_{i}' for wnid in d.classes for i in range(4)):
+        im = Image.open(tmp_path / 'imagenet' / 'train' / f'{name}.JPEG').convert('RGB')
+        im = T.resize(T.center_crop(im, min(im.size)), 32)
+        assert (d.images[i].numpy() == np.asarray(im).transpose(2, 0, 1)).all(), name
+    out = images.convert('imagenet', str(tmp_path / 'imagenet'), 32)                # a root that is imagenet itself
+    names = ['set.json', 'train.npy', 'train-labels.npy', 'val.npy', 'val-labels.npy']
+    assert all((tmp_path / 'imagenet-32' / n).read_bytes() == open(f'{out}/{n}', 'rb').read() for n in names)
+
+
+@pytest.mark.parametrize('call, words', [
+    (dict(data='imagenet', res=48), ['python data/images.py imagenet --root', '--res 48']),
+    (dict(data='imagenet', root='FLAT'), ['val/a.JPEG', 'class folder']),
+    (dict(data='imagenet', root='OTHER'), ['val/n09/a.JPEG', 'same classes']),
+    (dict(data='imagenet', root='NONE'), ['--root', 'train/n01440764']),
+    (dict(data='SET', res=32), ['--res 32', '--res 16']), (dict(data='SET', res=16, crop='pad'), ['--crop pad']),
+    (dict(data='SET', root='.', out='SET'), ['no conversion']), (dict(data='f', root='.', out='f'), ['--out']),
+    (dict(data='emoji', root='.'), ['--data emoji']), (dict(data='f', root='.', workers=0), ['--workers 0']),
+    (dict(data='tiny-imagenet', res=64, crop='pad'), ['--crop pad']), (dict(data='CUT', res=16), ['cut off']),
+    (dict(data='TORN', res=16), ['TORN', 'damaged', 'again']), (dict(data='SET', res=16, strict=True), ['bad.png'])])
+def test_a_set_that_cannot_be_converted_or_read_is_refused(call, words, tmp_path, capsys):
+    for name in ('FLAT', 'OTHER'):
+        write_imagenet(tmp_path / name)
+    noise(tmp_path / 'FLAT' / 'val' / 'a.JPEG'), noise(tmp_path / 'OTHER' / 'val' / 'n09' / 'a.JPEG')
+    noise(tmp_path / 'f' / 'a.png', kind='PNG')
+    (tmp_path / 'f' / 'bad.png').write_bytes(b'')
+    for name in ('SET', 'TORN'):
+        images.convert(str(tmp_path / 'f'), res=16, out=str(tmp_path / name))
+    (tmp_path / 'TORN' / 'train.npy').write_bytes((tmp_path / 'TORN' / 'train.npy').read_bytes()[:200])
+    os.makedirs(tmp_path / 'CUT')
+    (tmp_path / 'CUT' / 'train.part.json').write_text('{}')
+    call = {k: str(tmp_path / v) if str(v).isupper() or v == 'f' else v for k, v in call.items()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        (images.convert if 'root' in call else images.load)(**{'root': str(tmp_path), **call})
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
+    for word in words:
+        assert word in error, (word, error)
+
+
+SLOW = """import sys, time
+from data import images
+images.CHUNK, decode = 16, images.decode
+if sys.argv[3] == 'slow':
+    images.decode = lambda *a: (time.sleep(.01), decode(*a))[1]
+images.main([sys.argv[1], '--res', '16', '--out', sys.argv[2], '--workers', '2'])
+"""
+
+
+def test_a_killed_conversion_continues_to_the_same_bytes(tmp_path, monkeypatch, capsys):
+    source = tmp_path / 'photos'
+    for i in range(150):
+        noise(source / 'ab'[i % 2] / f'{i} (1).png', (20, 17), seed=i, kind='PNG')
+    for i in (3, 40, 41, 149):
+        (source / 'ab'[i % 2] / f'{i} (1).png').write_bytes(b'text')
+    monkeypatch.setattr(images, 'CHUNK', 16)
+    images.convert(str(source), res=16, out=str(tmp_path / 'whole'))
+    whole, out = contents(tmp_path / 'whole'), tmp_path / 'out'
+
+    def start(speed):
+        return subprocess.Popen([sys.executable, '-c', SLOW, str(source), str(out), speed], cwd=os.path.dirname(
+            images.HERE), stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True)
+    files = [0]
+    for kill in range(2):
+        job = start('slow')
+        while (now := images.read_json(out / 'train.part.json').get('files', 0)) <= files[-1]:
+            assert job.poll() is None
+            time.sleep(.005)
+        os.kill(job.pid, signal.SIGKILL)
+        job.communicate()
+        files.append(now)
+        assert 0 < now < 150 and not (out / 'set.json').exists()
+        if kill:
+            with open(out / 'train.part', 'ab') as f:
+                f.write(b'torn' * 99)
+    with monkeypatch.context() as m:                             # killed once more, between the last row and set.json
+        m.setattr(images, 'write_json', lambda path, x, write=images.write_json: (
+            write(path, x) if 'part' in str(path) else exec('raise KeyboardInterrupt')))
+        with pytest.raises(KeyboardInterrupt):
+            images.convert(str(source), res=16, out=str(out))
+    assert (out / 'train.npy').exists() and not (out / 'set.json').exists()
+    job = start('fast')                                          # as its own command, with nothing left but the names
+    assert not job.communicate()[1] and job.returncode == 0
+    assert contents(out) == whole
+    d = images.load(str(out), res=16)
+    assert len(d.images) == 146 and d.labels.sum() == 72 and '3 (1).png' in d.report[0]
+
+
+def test_a_finished_conversion_stays_and_a_changed_one_starts_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, 'CHUNK', 4)
+    source, out = tmp_path / 'p', tmp_path / 'out'
+    for i in range(10):
+        noise(source / f'{i}.png', seed=i, kind='PNG')
+    run = lambda **k: images.convert(str(source), res=16, out=str(out), **k)
+    run()
+    before = (out / 'train.npy').stat().st_ino, contents(out)
+    run()
+    assert before == ((out / 'train.npy').stat().st_ino, contents(out))
+    (source / '5.png').write_bytes(b''), os.remove(source / '7.png')
+    with pytest.raises(SystemExit):
+        run(strict=True)                                         # stops in the second chunk, and is no set any more
+    assert images.read_json(out / 'train.part.json')['files'] == 4 and not (out / 'set.json').exists()
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(images, 'decode', lambda *a: exec('raise KeyboardInterrupt'))
+        run(crop='pad')
+    assert images.read_json(out / 'train.part.json')['files'] == 0                 # no record of rows that are gone
+    noise(source / '55.png', kind='PNG')
+    run()
+    again = images.convert(str(source), res=16, out=str(tmp_path / 'again'))
+    assert contents(out) == contents(tmp_path / 'again') and len(images.load(again, res=16).images) == 9
+    run(crop='pad')
+    assert contents(out) != contents(tmp_path / 'again')
+
+
+def test_a_hundred_odd_files_are_named_and_skipped(tmp_path, capsys):
+    noise(tmp_path / 'p' / 'good' / 'a.JPEG')
+    whole = (tmp_path / 'p' / 'good' / 'a.JPEG').read_bytes()
+    os.makedirs(tmp_path / 'p' / 'bad')
+    rng, tiff = np.random.default_rng(0), b'II*\0\x08\0\0\0\xff\xff'
+    for i in range(100):
+        kind = ['cut.JPEG', 'none.JPEG', 'text.JPEG', 'phone.heic', 'rubbish.webp', 'ifd.tif', 'rubbish.gif'][i % 7]
+        data = {'cut': whole[:len(whole) // (2 + i)], 'none': b'', 'text': b'not an image', 'phone': whole, 'ifd': tiff,
+                'rubbish': b'GIF89a' + rng.bytes(40)}[kind.split('.')[0]]
+        (tmp_path / 'p' / 'bad' / f'{i}{kind}').write_bytes(data)
+    images.main([str(tmp_path / 'p'), '--res', '16', '--out', str(tmp_path / 'out'), '--workers', '2'])
+    listed = images.read_json(tmp_path / 'out' / 'set.json')['splits']['train']['skipped']
+    assert {line.split(' (')[0] for line in listed} == {f'bad/{f}' for f in os.listdir(tmp_path / 'p' / 'bad')}
+    out = capsys.readouterr().out
+    assert '1 images in train' in out and '100 skipped' in out and '0cut.JPEG (' in out
+    assert images.load(str(tmp_path / 'out'), res=16).labels.tolist() == [1]
+    with pytest.raises(SystemExit):
+        images.main([str(tmp_path / 'p'), '--res', '16', '--out', str(tmp_path / 'o2'), '--strict'])
+    error = capsys.readouterr().err
+    assert '--strict: bad/' in error and not (tmp_path / 'o2' / 'set.json').exists()
+
+
+def write_set(path, n, res, classes=2, sparse=False):
+    """A converted set as convert leaves it, of random rows or of none at all; returns its folder."""
+    os.makedirs(path)
+    with open(path / 'train.npy', 'wb') as f:
+        start = images.header(f, n, res)
+        if sparse:
+            f.truncate(start + n * 3 * res * res)
+        else:
+            f.write(np.random.default_rng(0).bytes(n * 3 * res * res))
+    np.save(path / 'train-labels.npy', np.arange(n) % classes)
+    entry = {'n': n, 'labels': 'train-labels.npy', 'digest': 'd', 'skipped': []}
+    images.write_json(path / 'set.json', {'name': 'x', 'res': res, 'classes': [str(i) for i in range(classes)],
+                                          'splits': {'train': entry}})
+    return str(path)
+
+
+def memory(pid='self', file=None):
+    """Sums of /proc/PID/smaps in bytes, of one file's maps or of all."""
+    total, inside = defaultdict(int), False
+    with open(f'/proc/{pid}/smaps') as f:
+        for line in f:
+            if re.match('[0-9a-f]+-[0-9a-f]+ ', line):
+                inside = file is None or line.rstrip().endswith(str(file))
+            elif inside and line.endswith('kB\n'):
+                total[line.split(':')[0]] += 1024 * int(line.split()[1])
+    return total
+
+
+def read_all(path, res, ready, free, pipe):
+    before = memory()['Anonymous']
+    x = images.load(path, res=res).images
+    total = sum(int(b.sum(dtype=torch.int64)) for b in images.feed(x, np.array_split(np.arange(len(x)), len(x) // 64)))
+    ready.wait()
+    found = memory(file=f'{path}/train.npy')
+    pipe.put((total, found['Pss'], found['Private_Dirty'], found['Anonymous'], memory()['Anonymous'] - before))
+    free.wait()
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps'), reason='needs /proc')
+def test_four_processes_hold_a_converted_set_once(tmp_path):
+    n, size = 5000, 5000 * 3 * 64 * 64                           # 61 MB
+    path, context = write_set(tmp_path / 's', n, 64), multiprocessing.get_context('fork')
+    ready, free, pipe = context.Barrier(4), context.Barrier(4), context.Queue()
+    jobs = [context.Process(target=read_all, args=(path, 64, ready, free, pipe)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    found = [pipe.get(timeout=60) for _ in jobs]
+    for job in jobs:
+        job.join()
+    assert len({total for total, *_ in found}) == 1
+    assert .9 * size < sum(pss for _, pss, *_ in found) < 1.2 * size                # not 4 of them
+    assert all(dirty == copied == 0 and grown < size / 4 for _, _, dirty, copied, grown in found)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps'), reason='needs /proc')
+def test_a_large_set_is_not_read_to_be_loaded(tmp_path):
+    n = 20 * 10 ** 9 // (3 * 128 ** 2)
+    path = write_set(tmp_path / 's', n, 128, classes=1000, sparse=True)
+    before, start = memory()['Rss'], time.time()
+    d = images.load(path, res=128, frac=.001)
+    assert len(d.images) == int(n * .001) and len(d.holdout) == n - len(d.images)
+    assert next(images.feed(d.images, itertools.repeat([0, 5]))).shape == (2, 3, 128, 128)
+    assert time.time() - start < 5 and memory()['Rss'] - before < 2 ** 28
+
+
+def test_rows_are_the_rows_of_the_file(tmp_path):
+    path = write_set(tmp_path / 's', 40, 8)
+    d, whole = images.load(path, res=8, frac=20), torch.from_numpy(np.load(f'{path}/train.npy'))
+    x = whole[d.index]
+    assert d.images.shape == x.shape and len(d.images) == 20 and d.images.nbytes == x.nbytes
+    mask = np.arange(20) % 3 == 0
+    for rows in ([3, 0, -1], np.array([5, 5]), torch.tensor([1, 2]), torch.tensor([1]), slice(2, 9, 3), mask,
+                 torch.from_numpy(mask), 4, []):
+        assert torch.equal(d.images[rows], x[rows])
+        assert isinstance(rows, int) or torch.equal(d.images.part(rows)[:], x[rows])
+    assert torch.equal(d.images.part(slice(2, 18)).part([1, 3])[:], x[[3, 5]]) and d.images.to('cpu') is d.images
+    assert torch.equal(images.batch(d.images, [1, 2], [True, False]), images.batch(x, [1, 2], [True, False]))
+    assert torch.equal(images.batch(d.images), images.batch(x)) and d.images.to('meta').shape == x.shape
+
+
+def test_fingerprints_follow_the_rows_and_not_the_path(tmp_path):
+    import metrics
+    path = write_set(tmp_path / 's', 40, 8)
+    d, half = images.load(path, res=8), images.load(path, res=8, frac=.5)
+    os.rename(path, tmp_path / 't')
+    again = images.load(str(tmp_path / 't'), res=8)
+    assert again.fingerprint == d.fingerprint != half.fingerprint
+    assert metrics.fingerprint(again.images) == metrics.fingerprint(d.images) != metrics.fingerprint(half.images)
+    assert d.images.part(half.index).fingerprint == half.images.fingerprint
+    assert d.images.part(slice(4, 30)).part([3, 5]).fingerprint == d.images.part([7, 9]).fingerprint
+    info = images.read_json(tmp_path / 't' / 'set.json')
+    info['splits']['train']['digest'] = 'e'
+    images.write_json(tmp_path / 't' / 'set.json', info)
+    assert images.load(str(tmp_path / 't'), res=8).fingerprint != d.fingerprint
+
+
+def test_the_statistics_of_rows_are_those_of_their_tensor(tmp_path):
+    import metrics
+    d = images.load(write_set(tmp_path / 's', 40, 8), res=8)
+    net = lambda x: (x.flatten(1)[:, :5].float(), None)
+    vars(net).update(dim=5, classes=0, device='cpu', protocol={}, name='net')
+    parts = {'a': np.arange(0, 40, 2), 'b': np.arange(1, 40, 2)}
+    lazy, whole = (metrics.references(x, net, parts, cache=str(tmp_path / 'c')) for x in (d.images, d.images[:]))
+    for name in ('all', 'a', 'b'):
+        assert torch.equal(lazy[name].mu, whole[name].mu) and torch.equal(lazy[name].sigma, whole[name].sigma)
+    assert len(os.listdir(tmp_path / 'c')) == 4                  # two parts each, under names of their own
+
+
+def test_feed_gives_the_same_bytes_either_way(tmp_path, monkeypatch):
+    rows = images.load(write_set(tmp_path / 's', 40, 8), res=8, frac=30).images
+    rng = np.random.default_rng(0)
+    orders = [rng.integers(0, 30, n) for n in (4, 1, 7, 4)]
+    expected = [rows[o] for o in orders]
+    held = list(images.feed(rows[:], orders))
+    threaded = list(images.feed(rows, (o.tolist() for o in orders), 'cpu'))
+    monkeypatch.setattr(images, 'fits', lambda *a: True)
+    moved = list(images.feed(rows, orders))
+    for got in (held, threaded, moved):
+        assert len(got) == 4 and all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert list(images.feed(rows, [])) == []
+
+
+def test_feed_takes_what_fits_to_the_gpu(tmp_path, monkeypatch):
+    rows, gpu = images.load(write_set(tmp_path / 's', 40, 8), res=8).images, torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (2 * rows.nbytes + spare, 10 ** 12))
+    for spare in (1, 0):
+        assert images.fits(rows, gpu) == bool(spare) and images.fits(rows[:], gpu) and not images.fits(
+            rows, torch.device('cpu'))
+
+
+def test_feed_reads_two_batches_ahead_and_ends_with_its_consumer(tmp_path):
+    rows = images.load(write_set(tmp_path / 's', 40, 8), res=8).images
+    taken, before = [], threading.active_count()
+    stream = images.feed(rows, ([taken.append(i) or i % 40] for i in itertools.count()))
+    assert torch.equal(next(stream), rows[[0]]) and torch.equal(next(stream), rows[[1]])
+    assert len(taken) == 4 and threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+    for broken, error in (([[0], [99]], IndexError), (iter(lambda: [1 / 0], 0), ZeroDivisionError)):
+        stream = images.feed(rows, broken)
+        with pytest.raises(error):
+            list(stream)
+        assert threading.active_count() == before
+
+
+def slow_permutation(labels, groups, seed):
+    """Class after class: what subsets of earlier runs were drawn with."""
+    rng = np.random.default_rng([seed, 1])
+    ids, first = np.unique(groups, return_index=True)
+    order = rng.permutation(len(ids))
+    key = np.empty(len(ids))
+    for c in np.unique(labels[first]):
+        members = order[labels[first][order] == c]
+        key[members] = (np.arange(len(members)) + .5) / len(members)
+    return ids[order[np.argsort(key[order], kind='stable')]]
+
+
+def slow_cut(train, count, seed, subset, holdout):
+    groups, labels = train['groups'], train['labels'].numpy()
+    order = np.unique(groups) if subset == 'first' else slow_permutation(labels, groups, seed)
+    members = defaultdict(list)
+    for row, g in enumerate(groups):
+        members[g].append(row)
+    total = np.cumsum([len(members[g]) for g in order])
+    free = total[-1] - (holdout or 0)
+    k = np.searchsorted(total, min(count, free), side='right')
+    k = max(k, 1) if count and free >= total[0] else k
+    k2 = np.searchsorted(total, free, side='right') if holdout else k
+    return [sorted(row for g in ids for row in members[g]) for ids in (order[:k], order[k2:])]
+
+
+def test_subsets_stay_what_they_were():
+    rng, emoji = np.random.default_rng(0), images.emoji('emoji', 32)[0]
+    splits = [labelled(), emoji, images.part(torch.zeros(500, 1), np.sort(rng.integers(0, 40, 500))),
+              images.part(torch.zeros(500, 1), rng.integers(0, 40, 500), rng.permutation(500) // 3 * 7 - 50)]
+    for split, seed, subset in itertools.product(splits, (0, 3), ('random', 'first')):
+        n, labels = len(split['groups']), split['labels'].numpy()
+        assert (images.permutation(labels, split['groups'], seed) == slow_permutation(
+            labels, split['groups'], seed)).all()
+        for count, holdout in ((0, None), (1, None), (n // 10, None), (n, None), (n // 3, 20), (n, n - 1)):
+            new, old = (f(split, count, seed, subset, holdout) for f in (images.cut, slow_cut))
+            assert [rows.tolist() for rows in new] == old and all(rows.dtype.kind == 'i' for rows in new)
+
+
+def test_subsets_of_imagenet_are_drawn_in_seconds():
+    n = 1281167
+    rows = images.Rows(np.empty((0, 3, 128, 128), np.uint8), np.arange(n), 'd')
+    train, start = images.part(rows, np.sort(np.random.default_rng(0).integers(0, 1000, n))), time.time()
+    keep, left = images.cut(train, n // 10, 0, 'random', None)
+    chosen, held = images.pick(train, keep), images.pick(train, left)
+    assert len(chosen['images']) == n // 10 and len(held['images']) == n - n // 10
+    assert np.bincount(chosen['labels']).min() > 80 and time.time() - start < 5
+
+
+def test_names_are_as_many_as_classes(tmp_path, monkeypatch):
+    root = str(tmp_path)
+    for name in ('train', 't10k'):
+        (tmp_path / f'{name}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 0x803, 1, 28, 28) + bytes(784))
+        (tmp_path / f'{name}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 0x801, 1) + bytes(1))
+    for kind in ('cat/a', 'dog/b', 'eel/a'):
+        noise(tmp_path / 'p' / 'set' / f'{kind}.png', kind='PNG')
+    (tmp_path / 'p' / 'set' / 'dog' / 'b.png').write_bytes(b'')
+    with zipfile.ZipFile(tmp_path / 'p.zip', 'w') as z:
+        for kind in ('cat/a', 'dog/b', 'eel/a'):
+            z.write(tmp_path / 'p' / 'set' / f'{kind}.png', f'{kind}.png')
+    write_tiny(tmp_path), write_imagenet(tmp_path / 'imagenet')
+    images.convert('imagenet', root, 16)
+    out = images.convert(str(tmp_path / 'p'), root, 16)
+    sets = {'fashion-mnist': 10, 'emoji': 9, 'emoji-faces': 1, 'tiny-imagenet': 2, 'imagenet': 3, out: 3,
+            str(tmp_path / 'p'): 3, str(tmp_path / 'p.zip'): 3}
+    for data, count in sets.items():
+        found = images.names(data, root, 16)
+        assert found == images.load(data, root, res=16).classes and len(found) == count
+    assert images.load(str(tmp_path / 'p'), res=16).labels.tolist() == [0, 2]
+    assert len(images.names('cifar10')) == 10 and len(images.names('cifar100')) == 100
