@@ -24,6 +24,7 @@ import shutil
 
 import torch
 
+import gan
 import loop
 import prune
 
@@ -109,7 +110,7 @@ def main(args):
     if args.flags.restart and rank == 0:
         clear(args.out)
     loop.barrier()
-    G, D, _, facts = args.recipe.start(args.flags)
+    G, D, _, facts = gan.start(args.flags, args.recipe.build)
     args.identity |= facts
     if os.path.exists(f'{args.out}/ticket1.pt') or os.path.exists(f'{args.out}/round0/last.pt'):
         loop.compare(args.out, args.identity)

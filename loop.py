@@ -57,7 +57,11 @@ def add_flags(parser):
     a('--d-steps', type=int, default=5, help='D updates per G update')
     a('--lr-g', type=float, default=2e-4, help='learning rate of G')
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
+    a('--betas', type=float, nargs=2, default=[0., .9], metavar='B', help="Adam's decays of the two moments")
+    a('--adam-eps', type=float, default=1e-8, help="Adam's epsilon")
     a('--ema', type=float, default=.999, help='decay of the averaged generator, per G update')
+    a('--ema-start', type=int, default=0, help='steps up to which the average is G itself')
+    a('--sync-bn', action='store_true', help="G's batch statistics over all ranks, not per rank (micro-batches: each)")
     a('--save-every', type=int, help='steps between checkpoints (default: after a minute, then every ten minutes)')
     a('--sample-every', type=int, help='steps between grids (default: after a minute, then at doubling intervals)')
     a('--eval-every', type=int, help='steps between scores (default: at the end)')
@@ -102,8 +106,13 @@ def check(args):
         if args.batch_gpu and share % args.batch_gpu:
             refuse(f'{flag(args, "batch_gpu")} does not divide the {share} images of a rank ({flag(args, name)}): '
                    'use a divisor of it')
-    if not 0 <= args.ema < 1:
-        refuse(f'--ema {args.ema} is not a decay: use 0 <= ema < 1')
+    for name, decay in (('ema', args.ema), *(('betas', b) for b in args.betas)):
+        if not 0 <= decay < 1:
+            refuse(f'--{name} {decay} is not a decay: use 0 <= {name} < 1')
+    if args.ema_start < 0 or args.adam_eps < 0:
+        refuse(f'{flag(args, "ema_start")} {flag(args, "adam_eps")}: use values from 0 on')
+    if args.graph and args.sync_bn:
+        refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, leave one out')
     if args.device == 'cuda' and not torch.cuda.is_available():
         refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
@@ -178,6 +187,14 @@ def barrier():
         dist.barrier()
 
 
+@contextlib.contextmanager
+def seeded(seed):
+    """torch's randomness on the CPU begins at this seed inside, and goes on as before after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def same(value):
     """Whether a value is equal on all ranks."""
     values = [value] * world()[1]
@@ -213,6 +230,19 @@ def mine(x):
 def latents(seeds, dim, device):
     """z ~ N(0, 1) [n, dim], one row per seed: the same on every machine; samples and generate.py show these."""
     return torch.from_numpy(np.stack([rng(s, 'z').standard_normal(dim, 'float32') for s in seeds])).to(device)
+
+
+def shown(classes):
+    """The up to ten classes that a grid shows, from first to last."""
+    return np.linspace(0, classes - 1, min(classes, 10)).round().astype(int)                       # [rows]
+
+
+def panel(classes=0):
+    """Seeds of z and classes of a grid: 0-63 and None, or row by row seeds 0-7 of each class that is shown."""
+    if not classes:
+        return range(64), None
+    rows = shown(classes)
+    return [*range(8)] * len(rows), torch.from_numpy(np.repeat(rows, 8))
 
 
 def gaussian(rng, n, dim):
@@ -383,14 +413,15 @@ class Sums:
 
 @torch.no_grad()
 def accuracies(D, **images):
-    """{D_train, acc_train, ...}: mean logit and share judged rightly (gen: as fake, others: as real), in eval mode."""
+    """{D_train, acc_train, ...}: mean logit and share judged rightly (gen: as fake, others: as real), in eval mode.
+
+    Each of the images is a tuple of what D takes: x, or x and classes."""
     D.eval()
     values = {}
-    for name, x in images.items():
-        if len(x):
-            logits = D(x)
-            right = (logits > 0) != (name == 'gen')
-            values |= {f'D_{name}': logits.mean().item(), f'acc_{name}': right.float().mean().item()}
+    for name, inputs in images.items():
+        logits = D(*inputs)
+        right = (logits > 0) != (name == 'gen')
+        values |= {f'D_{name}': logits.mean().item(), f'acc_{name}': right.float().mean().item()}
     D.train()
     return values
 
@@ -408,9 +439,54 @@ def settle(net, batches):
     return net.eval()
 
 
-def settling(dim, device, batches=64):
-    """The z [64, dim] that settle uses: seeds that no sample has."""
-    return (latents(range(10 ** 9 + 64 * i, 10 ** 9 + 64 * i + 64), dim, device) for i in range(batches))
+def settling(dim, device, batches=64, classes=0):
+    """What settle passes to a generator: (z [64, dim],) of seeds that no sample has, or (z, y), classes balanced."""
+    for i in range(0, 64 * batches, 64):
+        z = latents(range(10 ** 9 + i, 10 ** 9 + i + 64), dim, device)
+        yield (z, torch.arange(i, i + 64, device=device) % classes) if classes else (z,)
+
+
+class SyncNorm(torch.nn.BatchNorm2d):
+    """Batch normalisation [N, C, H, W] whose statistics in training are those of all ranks together, on any backend."""
+
+    def forward(self, x):
+        if not self.training or world()[1] == 1:
+            return super().forward(x)
+        mean = average(x.mean((0, 2, 3), dtype=self.running_mean.dtype))            # [C], fp32 under autocast
+        centred = x - mean[:, None, None]
+        var = average(centred.square().mean((0, 2, 3)))                            # [C]
+        with torch.no_grad():
+            n = x.numel() / x.shape[1] * world()[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        scale = (var + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            return (centred * (scale * self.weight[:, None, None]) + self.bias[:, None, None]).to(x.dtype)
+        return (centred * scale).to(x.dtype)
+
+
+class Average(torch.autograd.Function):
+    """The mean over ranks; backwards too, since what each rank made of it enters the mean of the losses."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x / world()[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        return Average.forward(ctx, g)
+
+
+average = Average.apply
+
+
+def sync_bn_(net):
+    """Make the batch norms of a network SyncNorms, in place."""
+    for m in net.modules():
+        if type(m) is torch.nn.BatchNorm2d:
+            m.__class__ = SyncNorm
 
 
 def to_cpu(x):

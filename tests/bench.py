@@ -26,6 +26,7 @@ import torch
 from test_metrics import drawn_state
 from test_models import slow_D, slow_G
 
+import gan
 import loop
 import metrics
 import train_sngan
@@ -65,9 +66,9 @@ def ours(args, precision, extra=()):
 
     def d_step(part):
         with context():
-            return train_sngan.d_loss(D.net, x[part], G.net(z[part]), flags, sums)
+            return gan.d_loss(D.net, x[part], G.net(z[part]), flags, sums)
     return (lambda: D.update(d_step),
-            lambda: G.update(lambda part: train_sngan.g_loss(G.net, D.net, z[part], flags, sums, context)))
+            lambda: G.update(lambda part: gan.g_loss(G.net, D.net, z[part], flags, sums, context)))
 
 
 def plain(args, precision, memory_format):

@@ -159,13 +159,23 @@ def test_sums_are_means_since_the_last_reading():
 def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
     D = sngan.Discriminator(8)
     before = copy.deepcopy(D.state_dict())
-    values = loop.accuracies(D, train=torch.randn(5, 3, 32, 32), held=torch.zeros(0, 3, 32, 32),
-                             gen=torch.randn(5, 3, 32, 32))
+    values = loop.accuracies(D, train=(torch.randn(5, 3, 32, 32),), gen=(torch.randn(5, 3, 32, 32),))
     assert set(values) == {'D_train', 'acc_train', 'D_gen', 'acc_gen'} and D.training
     assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())
     judge = torch.nn.Sequential(torch.nn.Flatten(0))
-    assert loop.accuracies(judge, train=torch.tensor([1., -1., 2.]), gen=torch.tensor([-1., -2., 3., 4.])) == {
+    assert loop.accuracies(judge, train=(torch.tensor([1., -1., 2.]),), gen=(torch.tensor([-1., -2., 3., 4.]),)) == {
         'D_train': pytest.approx(2 / 3), 'acc_train': pytest.approx(2 / 3), 'D_gen': 1., 'acc_gen': .5}
+
+
+def test_a_grid_has_a_row_per_class_and_settling_sees_every_class_alike():
+    seeds, y = loop.panel(0)
+    assert [*seeds] == [*range(64)] and y is None
+    seeds, y = loop.panel(3)
+    assert seeds == [*range(8)] * 3 and y.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert loop.shown(1000)[[0, -1]].tolist() == [0, 999] and len(set(loop.shown(1000))) == 10
+    z, y = (torch.cat(part) for part in zip(*loop.settling(4, 'cpu', 5, classes=10)))
+    assert z.shape == (320, 4) and y.bincount().tolist() == [32] * 10
+    assert torch.equal(z, torch.cat([z for z, in loop.settling(4, 'cpu', 5)]))
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -200,20 +210,26 @@ rank, ranks = loop.world()
 torch.manual_seed(0)
 D = loop.Flat(sngan.Discriminator(8).to(memory_format=torch.channels_last), 1e-3)
 G = loop.Flat(sngan.Generator(32, 8).to(memory_format=torch.channels_last), 1e-3)
+S = sngan.Generator(32, 8).double()
+loop.sync_bn_(S)
+S = loop.Flat(S.to(memory_format=torch.channels_last), 1e-3)
 for step in range(3):
     D.now = G.now = step + 1
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(step))
     z = torch.randn(8, 128, generator=torch.Generator().manual_seed(step))
     D.update(lambda part: torch.relu(1 - D.net(loop.mine(x))).mean())
     G.update(lambda part: -D.net(G.net(loop.mine(z))).mean())
-torch.save({{'D': D.net.state_dict(), 'G': G.net.state_dict()}}, f'{out}/{{ranks}}-{{rank}}.pt')
+    S.now = step + 1
+    S.update(lambda part: (S.net(loop.mine(z.double())) ** 3 + S.net(loop.mine(z.double())) ** 2).mean())
+nets = {{'D': D, 'G': G, 'S': S}}
+torch.save({{name: net.net.state_dict() for name, net in nets.items()}}, f'{out}/{{ranks}}-{{rank}}.pt')
 '''
 
 
 def test_two_ranks_follow_one_process_and_each_other(tmp_path):
     """D has no batch statistic: two halves equal the whole.
 
-    G's BN statistics ride in the all-reduce: bit-identical ranks."""
+    G's BN statistics ride in the all-reduce: bit-identical ranks.  Synchronised, they too equal those of the whole."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -226,8 +242,10 @@ def test_two_ranks_follow_one_process_and_each_other(tmp_path):
     for processes in ([start(0, 1)], [start(0, 2), start(1, 2)]):
         assert [p.wait(120) for p in processes] == [0] * len(processes)
     one, first, second = (loop.load(tmp_path / name) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))
-    for name in 'DG':
+    for name in 'DGS':
         assert all(torch.equal(first[name][k], second[name][k]) for k in first[name])
+    assert max((one['S'][k] - first['S'][k]).abs().max() for k in one['S'] if 'tracked' not in k) < 1e-9
+    assert max((one['G'][k] - first['G'][k]).abs().max() for k in one['G'] if k.endswith('running_var')) > 1e-3
     assert all((one['D'][k] - first['D'][k]).abs().max() < 1e-6 for k in one['D'] if 'v' not in k.rsplit('.', 1)[1])
 
 

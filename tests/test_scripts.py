@@ -16,6 +16,7 @@ from PIL import Image
 from test_models import slow_D, slow_G
 
 import find_ticket
+import gan
 import generate
 import loop
 import losses
@@ -113,7 +114,7 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
         latent = lambda rng=rng: torch.randn(16, 128, generator=rng).to(dtype)
         for _ in range(d_steps):
             x, z = (torch.rand(16, 3, 32, 32, generator=rng) * 2 - 1).to(dtype), latent()
-            D.update(lambda part, x=x, z=z: train_sngan.d_loss(D.net, x[part], G.net(z[part]), args, sums))
+            D.update(lambda part, x=x, z=z: gan.d_loss(D.net, x[part], G.net(z[part]), args, sums))
             fake = slow_G(pG, z).detach()
             if d_pass == 'joint':
                 real, fake = slow_D(pD, torch.cat((x, fake))).chunk(2)
@@ -121,7 +122,7 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
                 real, fake = slow_D(pD, x), slow_D(pD, fake)
             step(pD, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), masks['D'])
         z = latent()
-        G.update(lambda part, z=z: train_sngan.g_loss(G.net, D.net, z[part], args, sums, context))
+        G.update(lambda part, z=z: gan.g_loss(G.net, D.net, z[part], args, sums, context))
         step(pG, -slow_D(pD, slow_G(pG, z)).mean(), masks['G'])
     return {'G': (G.net, pG), 'D': (D.net, pD)}, latent()
 
@@ -162,8 +163,8 @@ def test_the_adversary_raises_each_players_own_loss_and_the_released_one_only_cl
         sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
         context = lambda args=args: loop.autocast(args, torch.device('cpu'))
         x = torch.rand(8, 3, 32, 32) * 2 - 1
-        train_sngan.d_loss(D, x, G(torch.randn(8, 128)), args, sums)
-        train_sngan.g_loss(G, D, torch.randn(8, 128), args, sums, context)
+        gan.d_loss(D, x, G(torch.randn(8, 128)), args, sums)
+        gan.g_loss(G, D, torch.randn(8, 128), args, sums, context)
         m = sums.means()
         assert d_up is None or (m['L_D_adv'] > m['L_D']) == d_up
         assert (m['L_G_adv'] > m['L_G']) == g_up
@@ -281,12 +282,12 @@ def test_time_over_exits_75_and_the_same_command_goes_on(tmp_path):
 
 def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_last_good_checkpoint(
         tmp_path, capsys, monkeypatch):
-    plain, calls = train_sngan.d_loss, []
+    plain, calls = gan.d_loss, []
 
     def poisoned(D, *rest):                                     # two D updates a step: the sixth belongs to step 3
         calls.append(1)
         return plain(D, *rest) + (float('nan') * D.block2.c1.bias.sum() if len(calls) == 6 else 0)
-    monkeypatch.setattr(train_sngan, 'd_loss', poisoned)
+    monkeypatch.setattr(gan, 'd_loss', poisoned)
     with pytest.raises(SystemExit) as e:
         train(tmp_path, '--steps', '50', '--save-every', '2', '--log-every', '50')
     text = capsys.readouterr().out
@@ -317,12 +318,12 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
     short = ['--steps', '2', '--eval-samples', '10', '--eval-repeats', '1']
     score = [*short, '--metrics', 'fid']
     train(tmp_path, *short)
-    evaluate = train_sngan.metrics.evaluate
-    monkeypatch.setattr(train_sngan.metrics, 'evaluate', lambda *a, **k: 1 / 0)
+    evaluate = gan.metrics.evaluate
+    monkeypatch.setattr(gan.metrics, 'evaluate', lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, *score)
-    monkeypatch.setattr(train_sngan.metrics, 'evaluate', evaluate)
-    monkeypatch.setattr(train_sngan, 'd_loss', None)            # no step is trained again
+    monkeypatch.setattr(gan.metrics, 'evaluate', evaluate)
+    monkeypatch.setattr(gan, 'd_loss', None)            # no step is trained again
     for _ in range(2):
         train(tmp_path, *score)
     assert [s['step'] for s in loop.lines(tmp_path / 'metrics.jsonl')] == [2]
@@ -364,7 +365,7 @@ def test_a_protocol_sets_its_flags_and_only_as_defaults():
 
 def test_a_run_that_never_saved_does_not_stand_in_the_way(tmp_path, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(TypeError):
-        m.setattr(train_sngan, 'd_loss', None)
+        m.setattr(gan, 'd_loss', None)
         train(tmp_path, '--steps', '1', '--lr-g', '1e-3')
     train(tmp_path, '--steps', '1')
 
@@ -457,7 +458,7 @@ def test_weights_can_come_from_a_checkpoint_and_the_mask_from_a_ticket(tmp_path,
     G, _ = train(tmp_path / 'a', '--steps', '1')
     start = {k: v.clone() for k, v in G.state_dict().items()}
     args = train_sngan.get_args([*TINY, '--mask', ticket, '--init-from', str(tmp_path / 'a' / 'last.pt')])
-    G, D, masks, facts = train_sngan.start(args)
+    G, D, masks, facts = gan.start(args, train_sngan.build)
     assert equal(dict(G.state_dict()), start) and equal(masks, loop.load(ticket)['mask'])
     assert set(facts) == {'mask_hash', 'init_hash'}
 
@@ -524,7 +525,7 @@ def test_two_ranks_train_prune_and_score_together(tmp_path):
     (['--frac', 'inf'], ['--frac inf']),
     (['--init-from', 'none.pt'], ['--init-from none.pt']), (['--advaug', 'gd', '--adv-cut-g', '9'], ['--adv-cut-g 9'])])
 def test_flags_that_cannot_be_are_refused_before_anything_is_built(flags, words, capsys, monkeypatch):
-    monkeypatch.setattr(train_sngan.images, 'load', None)
+    monkeypatch.setattr(gan.images, 'load', None)
     with pytest.raises(SystemExit) as e:
         train_sngan.get_args([*TINY, *flags])
     error = capsys.readouterr().err

@@ -1,0 +1,366 @@
+"""What the training scripts share: Algorithm 2's losses on any G and D, where a training starts, and its observers.
+
+Use (see train_sngan.py, whose loop this serves):
+    args = gan.parse(gan.add_flags(argparse.ArgumentParser(), PRESETS), argv, PRESETS, 'paper')
+    job = gan.Training('sngan', args, build)                                      # data, G, D, E; resumed
+    job.D.update(lambda part: gan.d_loss(job.D.net, x[part], fake, args, job.sums))
+    job.observe()                                                                 # log, grid, score where they fall due
+
+    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))
+    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(G1(z) + delta))))
+
+A conditional G or D takes classes y after its first argument; the same code serves both kinds.
+"""
+import copy
+import itertools
+import os
+
+import numpy as np
+import torch
+
+import advaug
+import augment
+import loop
+import losses
+import metrics
+import prune
+from data import images
+
+
+def add_flags(p, presets):
+    """The flags of every training script; returns the parser."""
+    for leaf in (images, loop, augment, advaug, metrics):
+        leaf.add_flags(p)
+    a = p.add_argument
+    a('--preset', choices=presets, help='defaults for the flags (default: chosen by --data)')
+    a('--ch-g', type=int, help="channels of G (default: the ticket's, else the published ones)")
+    a('--ch-d', type=int, help="channels of D (default: the ticket's, else the published ones)")
+    a('--loss', choices=losses.LOSSES, default='hinge', help='f_D and f_G of losses.py')
+    a('--d-pass', choices=['joint', 'separate'], default='joint',
+      help='separate: reals and fakes pass D one after the other, each with its own power iteration, as released')
+    return p
+
+
+def parse(p, argv, presets, preset):
+    """The flags with the defaults of --preset (else of `preset`) and --protocol; exits 2 on contradictions."""
+    preset = p.parse_known_args(argv)[0].preset or preset
+    p.set_defaults(preset=preset, **presets[preset])
+    metrics.protocol_defaults(p, argv)
+    args = p.parse_args(argv)
+    args.frac = images.share(args.frac)
+    loop.check(args)
+    for leaf in (augment, advaug):
+        if sentence := leaf.contradiction(args, p.get_default):
+            loop.refuse(sentence)
+    return args
+
+
+def read_ticket(args):
+    return loop.read(args.mask, f'--mask {args.mask}', 'model', 'args', 'init', 'mask', 'data')
+
+
+def read_weights(args):
+    return loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
+
+
+def adopt(args, given, model, build, **defaults):
+    """Complete the flags that shape the networks: as given, else the ticket's, else the preset's, else these defaults.
+
+    given: the flags before any preset. Exits 2 where networks of this shape fit neither the ticket nor a cut."""
+    ticket = read_ticket(args) if args.mask else None
+    if ticket and ticket['model'] != model:
+        loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
+    for name, default in defaults.items():
+        own = ticket['args'][name] if ticket else getattr(args, name)
+        for value in (getattr(given, name), own, default):
+            if value is not None:
+                setattr(args, name, value)
+                break
+    with torch.device('meta'):
+        nets = dict(zip('GD', build(args)))
+    for name, net in nets.items():
+        cut = f'adv_cut_{name.lower()}'
+        if abs(getattr(args, cut)) > net.cuts:
+            loop.refuse(f'{loop.flag(args, cut)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}')
+        if ticket and (sentence := prune.mismatch(net, ticket['init'][name], ticket['mask'][name])):
+            loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
+                        'leave out --ch-g, --ch-d and --res, the ticket has its own')
+    args.ch_g, args.ch_d = (net.ch for net in nets.values())
+    if args.init_from:
+        read_weights(args)
+    return args
+
+
+def start(args, build):
+    """G, D, masks {G, D} and hashes of what they come from: the seed, a ticket, or the weights of a checkpoint."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        G, D = build(args)
+    masks, facts = {'G': {}, 'D': {}}, {}
+    if args.mask:
+        ticket = read_ticket(args)
+        G.load_state_dict(ticket['init']['G']), D.load_state_dict(ticket['init']['D'])
+        masks, facts['mask_hash'] = ticket['mask'], loop.digest({k: ticket[k] for k in ('init', 'mask')})
+    if args.init_from:
+        weights = read_weights(args)
+        for name, net in (('G', G), ('D', D)):
+            if sentence := prune.mismatch(net, weights[name], {}):
+                loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
+            net.load_state_dict(weights[name])
+        facts['init_hash'] = loop.digest({k: weights[k] for k in 'GD'})
+    return G, D, masks, facts
+
+
+def d_loss(D, real, fake, args, sums, y=None, y_fake=None):
+    """L_D + lambda_2 L_D^adv (Eqs. 5-6) on images [N, 3, H, W]; the adversary lowers D on reals, raises it on fakes.
+
+    y, y_fake: classes [N] of a conditional D."""
+    f_D, n = losses.LOSSES[args.loss][0], len(real)
+    both = torch.cat((real, fake))                                                 # [2N, 3, H, W]
+    both = augment.draw(args.aug_policy if args.aug == 'diffaug' else None, both)(both)
+    inputs = (both,) if y is None else (both, torch.cat((y, y_fake)))
+    passes = [inputs] if args.d_pass == 'joint' else zip(*(i.chunk(2) for i in inputs))
+    split = [D.split(*i, cut=args.adv_cut_d) for i in passes]
+    logits = torch.cat([D2(h) for h, D2 in split])                                 # [2N]
+    loss = losses.d_loss(logits[:n], logits[n:], f_D)
+    sums.add(L_D=loss, D_real=logits[:n], D_fake=logits[n:])
+    if 'd' in args.advaug:
+        sign = torch.ones(2 * n, device=both.device)                               # released: up for the reals too
+        sign[:n] = -1 if args.adv_sign == 'adversary' else 1
+        moved = [D2(perturb(h, lambda h, D2=D2, s=s: s * D2(h), args))
+                 for (h, D2), s in zip(split, sign.chunk(len(split)))]
+        moved = torch.cat(moved)                                                   # [2N]
+        loss = loss + args.adv_lambda_d * sums.add(L_D_adv=losses.d_loss(moved[:n], moved[n:], f_D))
+    return loss
+
+
+def g_loss(G, D, z, args, sums, context, *y):
+    """L_G + lambda_1 L_G^adv (Eqs. 3-4); with PGD the backward passes have been run and the value carries no graph.
+
+    context: of loop.autocast. y: the classes [N] of conditional networks."""
+    f_G = losses.LOSSES[args.loss][1]
+    with context():
+        h, G2 = G.split(z, *y, cut=args.adv_cut_g if 'g' in args.advaug else 0)
+    T = augment.draw(args.aug_policy if args.aug == 'diffaug' else None, z.new_empty(len(z), 3, args.res, args.res))
+
+    def fool(h):
+        with context():
+            return losses.g_loss(D(T(G2(h)), *y), f_G)
+    if 'g' not in args.advaug:
+        return sums.add(L_G=fool(h))
+    if args.adv_noise:
+        return sums.add(L_G=fool(h)) + args.adv_lambda_g * sums.add(L_G_adv=fool(advaug.noise(h, args.adv_noise)))
+    step = args.adv_step if args.adv_sign == 'adversary' else -args.adv_step       # f_G falls where D rises
+    clean, adv = advaug.backward(h, fool, args.adv_pgd, step, args.adv_eps, args.adv_lambda_g)
+    sums.add(L_G=clean, L_G_adv=adv)
+    return clean + args.adv_lambda_g * adv
+
+
+def perturb(h, objective, args):
+    if args.adv_noise:
+        return advaug.noise(h, args.adv_noise)
+    return advaug.pgd(h, objective, args.adv_pgd, args.adv_step, args.adv_eps)
+
+
+def load(args):
+    """The data set of the flags (images.load); with --check-data prints what it is."""
+    conditional = bool(getattr(args, 'classes', None))
+    data = images.load(args.data, args.root, args.frac, args.data_seed, args.subset, args.holdout, args.ref, args.res,
+                       args.crop, args.strict, plain=conditional)
+    if args.check_data:
+        print('\n'.join(data.report))
+        return data
+    if args.out and os.path.isdir(args.data) and inside(args.out, args.data):
+        loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
+    empty = [name for name, n in zip(data.classes, data.labels.bincount(minlength=len(data.classes))) if not n]
+    if conditional and empty:
+        loop.refuse(f'--frac {args.frac} leaves no image of {len(empty)} of {len(data.classes)} classes '
+                    f"({', '.join(empty[:5])}): use a larger share, or train_sngan.py, which has no classes")
+    return data
+
+
+def inside(path, folder):
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath((path, folder)) == folder
+
+
+def some(n, count):
+    """Up to `count` of n rows, the same ones always, from all classes."""
+    return loop.rng(0, 'some').permutation(n)[:count]
+
+
+def gallery(labels, classes):
+    """Rows [64] of training images for reals.png, or eight of each class that a grid of samples shows."""
+    if not classes:
+        return some(len(labels), 64)
+    rows = some(len(labels), len(labels))
+    return np.concatenate([rows[labels[rows] == c][:8] for c in loop.shown(classes)])
+
+
+def proportional(labels, n, seed):
+    """Classes [n] in the proportions of labels [N], in an order of the seed."""
+    counts = np.bincount(labels)
+    y = np.searchsorted(np.cumsum(counts), (np.arange(n) + .5) / n * len(labels), side='right')
+    return torch.from_numpy(loop.rng(0, 'classes', seed).permutation(y))
+
+
+def balanced(rng, n, classes):
+    """This rank's classes [n / ranks] out of n, each class as often as another, or one time less."""
+    return torch.from_numpy(loop.mine(rng.permutation(classes)[np.arange(n) % classes]))
+
+
+class Training:
+    """Data, G, D and their average E on the device, and what watches them; continues where last.pt ends.
+
+    build(args) -> G, D of the seed. `over` says that nothing is left to do, and `trained` is the result then. Exits 2
+    on what flags and data do not allow."""
+
+    def __init__(self, model, args, build):
+        self.args, self.device = args, loop.launch(args)
+        self.data = data = load(args)
+        self.over, self.trained = args.check_data, None
+        if self.over:
+            return
+        self.extractor, self.names = metrics.from_args(args, self.device)          # exits 2 before a network is built
+        self.check()
+        G, D, self.masks, facts = start(args, build)
+        self.classes, self.z_dim = getattr(G, 'classes', 0), G.z_dim
+        self.run = loop.Run(model, args, data_fingerprint=data.fingerprint, **facts)
+        self.note()
+        E = copy.deepcopy(G)
+        if args.sync_bn:
+            loop.sync_bn_(G)
+        place = dict(device=self.device, memory_format=torch.channels_last)
+        adam = dict(betas=tuple(args.betas), eps=args.adam_eps, graph=args.graph)
+        self.G = loop.Flat(G.to(**place), args.lr_g, mask=self.masks['G'], **adam)
+        self.D = loop.Flat(D.to(**place), args.lr_d, mask=self.masks['D'], share_sn=args.d_pass == 'joint', **adam)
+        self.E = loop.Flat(E.to(**place), mask=self.masks['G'])
+        self.nets = dict(G=self.G, D=self.D, E=self.E)
+        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
+        self.run.restore(self.nets, self.sums)
+        self.over = self.run.done and (self.run.scored() or not self.extractor)
+        self.trained = self.G.net, self.D.net
+        if self.over:
+            self.run.say(f'{self.run.out}: finished at step {self.run.step}')
+            return
+        self.labels = data.labels.to(self.device)
+        self.seen = {'train': self.watched(data.images, data.labels)}
+        if data.holdout is not None:
+            self.seen['held'] = self.watched(data.holdout, data.holdout_labels)
+        self.refs = self.references() if self.extractor else {}
+        if self.run.step == 0:
+            self.grid()
+        self.score()                                                               # one that was cut off
+
+    def check(self):
+        args, data = self.args, self.data
+        if self.extractor and min(len(data.ref), len(data.images)) < 6:
+            loop.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are too few for '
+                        'scores, give --metrics none')
+        if self.extractor and 'fid' not in self.names:
+            loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
+        if 'is' in self.names and args.eval_samples < args.is_splits:
+            loop.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
+
+    def note(self):
+        """Write reals.png and subset.json, print what the data are and whether a ticket was found on others."""
+        run, args, data = self.run, self.args, self.data
+        for line in data.report:
+            run.say(line)
+        if args.mask and (found := read_ticket(args)['data']) not in (None, data.fingerprint):
+            run.say(f'--mask {args.mask} was found on other images ({found}) than these ({data.fingerprint}): '
+                    'the paper finds and trains a ticket on the same ones')
+        if run.rank == 0:
+            images.save_grid(run.path('reals.png'), data.images[gallery(data.labels.numpy(), self.classes)])
+            loop.write_json(run.path('subset.json'), {'data': data.name, 'of': data.total, 'classes': data.classes,
+                                                      'fingerprint': data.fingerprint, 'index': data.index})
+
+    def of(self, x, y):
+        """The arguments of G or D: x, and y of conditional ones."""
+        return (x, y.to(self.device)) if self.classes else (x,)
+
+    def watched(self, x, labels):
+        """Up to 128 of the images, as float and with their classes."""
+        rows = some(len(x), 128)
+        return self.of(images.batch(x[rows].to(self.device)), labels[rows])
+
+    def reals(self):
+        """uint8 images [n, 3, H, W] and classes [n] of this rank, batch after batch from the run's position on."""
+        start, size = self.run.step * self.args.d_steps, self.args.batch           # now, not when the first is drawn
+        orders = lambda: (loop.mine(loop.order(len(self.labels), k * size, size, self.args.seed))
+                          for k in itertools.count(start))
+        feed = images.feed(self.data.images, orders(), self.device)
+        return ((x, self.labels[torch.as_tensor(index, device=self.device)]) for index, x in zip(orders(), feed))
+
+    def settled(self, batches):
+        """A copy of the averaged generator with BN statistics of its own samples."""
+        return loop.settle(self.E.net, loop.settling(self.z_dim, self.device, batches, self.classes))
+
+    @torch.no_grad()
+    def grid(self):
+        """samples/STEP.png: seeds 0-63, or seeds 0-7 (columns) of up to ten classes (rows); uncurated."""
+        if self.run.rank == 0:
+            with self.run.observing():
+                seeds, y = loop.panel(self.classes)
+                x = self.settled(8)(*self.of(loop.latents(seeds, self.z_dim, self.device), y))
+                images.save_grid(self.run.path(f'samples/{self.run.step:06d}.png'), metrics.to_uint8(x))
+
+    def notes(self):
+        """For a log line: D on training, held-out and generated images, and the sparsities."""
+        z = loop.latents(range(64), self.z_dim, self.device)
+        gen = self.of(z, proportional(self.data.labels, 64, 0))
+        seen = {**self.seen, 'gen': (self.settled(1)(*gen), *gen[1:])}
+        sparsity = {f'sparsity_{name}': prune.sparsity(self.masks[name]) for name in 'GD'}
+        return {**loop.accuracies(self.D.net, **seen), **sparsity}
+
+    def references(self):
+        """Statistics of the reference, and of two halves: one to choose the best checkpoint, one to report it. Copies
+        are sought among the training images."""
+        args, data = self.args, self.data
+        order = loop.rng(0, 'halves').permutation(len(data.ref))
+        half = len(order) // 2
+        rest = dict(batch=args.eval_batch, keep=bool({'kid', 'prdc', 'copy'} & {*self.names}), cache=args.cache)
+        refs = metrics.references(data.ref, self.extractor, {'choose': order[:half], 'report': order[half:]}, **rest)
+        refs = {name: ref if name == 'all' else ref._replace(features=None) for name, ref in refs.items()}
+        if 'copy' in self.names and data.ref is not data.images:
+            refs['train'] = metrics.reference(data.images, self.extractor, **rest)
+        return refs
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Scores of --eval-samples images, over --eval-repeats sets of z, into metrics.jsonl."""
+        args, net = self.args, self.settled(64)
+
+        def sample(repeat):
+            y = proportional(self.data.labels, args.eval_samples, repeat) if self.classes else None
+            def draw(a, b):
+                self.run.interrupt()
+                z = loop.latents(range(repeat * 10 ** 6 + a, repeat * 10 ** 6 + b), self.z_dim, self.device)
+                return metrics.to_uint8(net(*self.of(z, y[a:b] if self.classes else None)))
+            return draw
+        scores = [metrics.evaluate(sample(r), args.eval_samples, self.extractor, self.refs, self.names,
+                                   args.eval_batch, splits=args.is_splits) for r in range(args.eval_repeats)]
+        sparsity = {name: round(prune.sparsity(m), 4) for name, m in self.masks.items()}
+        protocol = {**scores[0]['protocol'], 'ref': self.data.ref_name, 'frac': args.frac,
+                    'repeats': args.eval_repeats, 'seed': args.seed, 'sparsity': sparsity,
+                    'generator': f'EMA {args.ema}, BN settled on 64 x 64 z',
+                    **({'classes': 'as often as in the training images'} if self.classes else {})}
+        self.run.score(scores, self.extractor.score, protocol, net, self.masks)
+
+    def score(self):
+        if self.extractor and self.run.due('eval') and not self.run.scored():
+            self.run.save(self.nets, self.sums)                                    # what fails from here costs no step
+            with self.run.observing():
+                self.evaluate()
+
+    def observe(self):
+        """The log line, the grid and the score, where they fall due."""
+        self.run.log(self.nets, self.sums, self.notes)
+        if self.run.due('sample'):
+            self.grid()
+        self.score()
+
+    def finish(self):
+        """The last checkpoint; returns the trained G and D."""
+        self.run.save(self.nets, self.sums, done=True)
+        return self.trained
