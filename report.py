@@ -5,12 +5,16 @@ Use:
     python report.py runs/demo --out page
 Reads args.json, log.jsonl, metrics.jsonl and samples/ of every run below the folder, nothing else.
 
-Scores are the mean over sets of z of one checkpoint, +- their standard deviation; `=` marks a difference from the dense
-row within the sum of the two spreads.  `best` was chosen on one half of the reference and is reported on the other.
+Scores are the mean over sets of z of one checkpoint, +- their standard deviation; a difference from the dense row has
+the sum of the two spreads, and `=` if it lies within it.  `best` was chosen on one half of the reference and is
+reported on the other.  A published number stands beside ours only where data, features, samples, reference and schedule
+match; else it is grey, with what differs.
 """
 import argparse
 import collections
+import csv
 import glob
+import importlib
 import json
 import os
 import sys
@@ -28,6 +32,10 @@ FURTHER = 'is', 'kid', 'prdc', 'copy'                           # each with its 
 EXTRA = {'is': ('IS', 'is', 1, 2), 'kid': ('KID x 1000', 'kid', 1000, 2),             # name, entry, scale, digits
          **{word: (word, 'prdc', 1, 3) for word in ('precision', 'recall', 'density', 'coverage')},
          'copy': ('copies', 'copy', 1, 3), 'copy_train': ('copies of training images', 'copy', 1, 3)}
+PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'docs', 'paper.csv')          # published numbers
+SCHEDULE = {'sngan': {'cifar10': (50000, 5, 64)},              # G updates (twice that with DiffAug), D steps, batch
+            'biggan': {'cifar10': (100000, 5, 64), 'cifar100': (100000, 5, 64), 'tiny-imagenet': (100000, 1, 256),
+                       'imagenet': (100000, 2, 256)}}
 
 
 def get_args(argv=None):
@@ -37,7 +45,7 @@ def get_args(argv=None):
     p.add_argument('runs', nargs='?', default='runs', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the report (default: RUNS/report)')
     p.add_argument('--hours', action='store_true',
-                   help='RUNS is a timed run: read "NAME SCRIPT FLAGS" lines, print the hours of each name')
+                   help='RUNS holds timed runs MODEL-DATA: read "NAME SCRIPT FLAGS" lines, print hours by NAME')
     args = p.parse_args(argv)
     args.out = args.out or os.path.join(args.runs, 'report')
     return args
@@ -53,13 +61,15 @@ def collect(folder):
             continue
         scores = [s for s in scores if 'all' in s and s['score'] == scores[-1]['score']]
         with open(path) as f:
-            flags = json.load(f)['args']
+            saved = json.load(f)
+        flags = saved['args']
         sparsity = {n: round(log[-1].get(f'sparsity_{n}', 0.), 4) for n in 'GD'}
         runs.append({'path': directory, 'flags': flags, 'log': log, 'scores': scores, 'sparsity': sparsity,
-                     'label': label(flags, sparsity), 'finished': log[-1]['step'] >= flags['steps']})
+                     'model': saved['identity']['model'], 'label': label(flags, sparsity),
+                     'finished': log[-1]['step'] >= flags['steps']})
     def row(r):                                                # dense first, then by sparsity, plain before augmented
-        f = r['flags']
-        return f['data'], max(r['sparsity'].values()), f['aug'] != 'none', f['advaug'] != 'none', f['seed']
+        f, pruned = r['flags'], max(r['sparsity'].values())
+        return f['data'], pruned, f['aug'] != 'none', f['advaug'] != 'none', f['seed'], f['steps']
     return sorted(runs, key=row)
 
 
@@ -84,12 +94,51 @@ def protocol(run):
 
 
 def change(run, dense):
-    """'-12.3' against the dense row of the same protocol and length, '=' within the sum of spreads, '' without one."""
-    if not dense or run is dense or run['scores'][-1]['step'] != dense['scores'][-1]['step']:
+    """'-12.3 ± 1.5' against the dense row that is as long, '= +0.3 ± 1.5' within that sum of the spreads."""
+    new = run['scores'][-1]
+    old = next((d['scores'][-1] for d in dense if d is not run and d['scores'][-1]['step'] == new['step']), None)
+    if old is None or any(d is run for d in dense):
         return ''
-    new, old = run['scores'][-1], dense['scores'][-1]
-    difference = new['all'] - old['all']
-    return '=' if abs(difference) <= new['all_std'] + old['all_std'] else f'{difference:+.1f}'
+    difference, spread = new['all'] - old['all'], new['all_std'] + old['all_std']
+    return '= ' * (abs(difference) <= spread) + f'{difference:+.1f} ± {spread:.1f}'
+
+
+def published(run):
+    """The line of docs/paper.csv that a run repeats, or None."""
+    f = run['flags']
+    adv = 'noise' if f['adv_noise'] else f['advaug']
+    pruned = 100 * max(run['sparsity'].values())
+    if not os.path.exists(PAPER):                              # report.py was copied without it
+        return None
+    with open(PAPER) as file:
+        for line in csv.DictReader(file):
+            same = (run['model'], f['data'], f['aug'], adv) == (*map(line.get, ('model', 'data', 'aug', 'advaug')),)
+            near = any(abs(pruned - float(s)) < .1 for s in line['sparsity'].split('|'))
+            if same and near and f['frac'] == float(line['frac']):
+                return line
+
+
+def unlike(run, line):
+    """What keeps a published number from standing beside that of a run: words, none if all is the same."""
+    f, score = run['flags'], run['scores'][-1]
+    p, data = score['protocol'], f['data']
+    steps, d_steps, batch = SCHEDULE[run['model']][data]
+    steps *= 2 if f['aug'] == 'diffaug' and run['model'] == 'biggan' else 1
+    same = {'features': score['score'] == 'FID' and p['resize'] == 'half-pixel bilinear 299',
+            'samples': p['n_gen'] == (50000 if data == 'imagenet' else 10000), 'reference': p['ref'] == f'{data}-test',
+            'schedule': (score['step'], f['d_steps'], f['batch']) == (steps, d_steps, batch)
+            and line['table'] != 'DiffAugment'}                # on TPUs, with batches of 2,048
+    return [word for word, equal in same.items() if not equal]
+
+
+def theirs(run):
+    """The published score of a run as a cell: '22.37 ± 0.1 (Table 3)', or in grey with what differs."""
+    line = published(run)
+    if not line:
+        return '–'
+    words, spread = unlike(run, line), f" ± {line['fid_std']}" if line['fid_std'] else ''
+    text = f"FID {line['fid']}{spread}" + (f", IS {line['is']}" if line['is'] else '') + f" ({line['table']})"
+    return f'<span style="color:gray">{text}; other {", ".join(words)}</span>' if words else text
 
 
 def cell(score, key, further):
@@ -105,7 +154,8 @@ def table(runs):
     out = []
     for key in dict.fromkeys(protocol(r) for r in runs if r['scores']):
         rows = [r for r in runs if protocol(r) == key]
-        dense = next((r for r in rows if r['label'] == 'dense'), None)
+        dense = [r for r in rows if r['label'] == 'dense']
+        paper = any(published(r) for r in rows)
         name, p = rows[0]['scores'][-1]['score'], json.loads(key)
         n = p['n_ref']
         extra = [key for key in EXTRA if any(key in r['scores'][-1] for r in rows)]
@@ -117,16 +167,20 @@ def table(runs):
                 f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}"
                 + ''.join(f'; {key}: {text}' for key, text in further.items()) + '.', '',
                 f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) |'
-                + ''.join(f' {EXTRA[key][0]} |' for key in extra), '|---|---|---|---|---|---|' + '---|' * len(extra)]
+                + ''.join(f' {EXTRA[key][0]} |' for key in extra) + ' published |' * paper,
+                '|---|---|---|---|---|---|' + '---|' * (len(extra) + paper)]
         for r in rows:
             last, best = r['scores'][-1], min(r['scores'], key=lambda s: s['choose'])
             unfinished = '' if r['finished'] else ' (unfinished)'
             out.append(f"| {r['label']}{unfinished} | {last['step']} | {last['all']:.1f} ± {last['all_std']:.1f} "
                        f"| {change(r, dense)} | {last['report']:.1f} ± {last['report_std']:.1f} "
                        f"| {best['report']:.1f} ± {best['report_std']:.1f} ({best['step']}) |"
-                       + ''.join(f' {cell(last, key, further)} |' for key in extra))
+                       + ''.join(f' {cell(last, key, further)} |' for key in extra)
+                       + f' {theirs(r)} |' * paper)
         out += ['', "One training a row: ± is the spread over its sets of z (of IS over splits, of KID over subsets), "
                 "not over trainings; '=' is a difference within the sum of two spreads.", '']
+        out += ['Published: FID of the 2015 Inception, 10,000 images (ImageNet: 50,000) against the validation split, '
+                'of a checkpoint chosen by its score; grey where ours differs in what is named.', ''] if paper else []
     missing = [r['path'] for r in runs if not r['scores']]
     return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
 
@@ -196,21 +250,26 @@ def grids(runs, out):
 
 
 def hours(timed, commands):
-    """One line per name: trainings and hours of its commands at the speed of a timed run (AdvAug: 1.3 times that)."""
-    log, flags = loop.lines(f'{timed}/log.jsonl'), collect(timed)[0]['flags']
-    seconds = flags['batch'] * flags['d_steps'] / log[-1]['images_per_s']
+    """One line per name: trainings, and hours of its commands at the speed of the timed run of that model and data.
+
+    AdvAug on G repeats two thirds of a G step, which takes as long as two D steps."""
     cost = collections.defaultdict(lambda: [0, 0.])
     for command in commands:
-        name, _, *rest = command.split()
+        name, script, *rest = command.split()
+        model = rest[0] if script == 'find_ticket' else script.removeprefix('train_')
 
         def value(flag, default, rest=rest):
             return rest[rest.index(flag) + 1] if flag in rest else default
-        rounds, steps = int(value('--rounds', 1)), int(value('--steps', 50000))
-        factor = 1.3 if value('--advaug', 'none') in ('g', 'gd') else 1.
+        path = f"{timed}/{model}-{value('--data', None)}"
+        with open(f'{path}/args.json') as f:
+            flags = json.load(f)['args']
+        preset = importlib.import_module(f'train_{model}').PRESETS[flags['preset']]
+        seconds = preset.get('batch', 64) * flags['d_steps'] / loop.lines(f'{path}/log.jsonl')[-1]['images_per_s']
+        rounds = int(value('--rounds', 1))
+        factor = 1 + 1.34 / (flags['d_steps'] + 2) if value('--advaug', 'none') in ('g', 'gd') else 1.
         cost[name][0] += rounds
-        cost[name][1] += rounds * steps * seconds * factor / 3600
-    return [f'  {name}: {n} trainings, about {h:,.0f} hours at {seconds:.1f} s an iteration'
-            for name, (n, h) in cost.items()]
+        cost[name][1] += rounds * int(value('--steps', None)) * seconds * factor / 3600
+    return [f'{name}: {n} trainings, about {h:,.1f} hours' for name, (n, h) in cost.items()]
 
 
 def main(args):

