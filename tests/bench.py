@@ -1,11 +1,12 @@
-"""Speed by hand: seconds per D and G step of SNGAN, or of metrics.py, and ratios, measured in turn within one run.
+"""Speed by hand: seconds per D and G step, or of metrics.py, and ratios, measured in turn within one run.
 
 Use:
-    python tests/bench.py                        # G 256, D 128, batch 64: the paper's size
+    python tests/bench.py                        # SNGAN at the paper's size: G 256, D 128, batch 64
+    python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if pip has installed them
 
-    ours      train_sngan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
+    ours      gan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
     plain     the released layers written out (upsample, then convolve; convolve, then pool), two D passes, one Adam per
               tensor: as released, fp32 in the contiguous format; and given our precision and memory format
 Each figure is the median; the order is shuffled, so that a drift of the machine meets all of them.
@@ -23,20 +24,26 @@ import conftest                                                 # noqa: F401  (p
 import numpy as np
 import scipy.linalg
 import torch
+import test_biggan
+import test_models
 from test_metrics import drawn_state
-from test_models import slow_D, slow_G
 
 import gan
 import loop
 import metrics
+import train_biggan
 import train_sngan
+
+RECIPES = {'sngan': train_sngan, 'biggan': train_biggan}
+PRESET = {'sngan': 'paper', 'biggan': 'cifar10'}
 
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--ch-g', type=int, default=256, help='channels of G')
-    p.add_argument('--ch-d', type=int, default=128, help='channels of D')
+    p.add_argument('--model', choices=RECIPES, default='sngan', help='whose steps')
+    p.add_argument('--ch-g', type=int, help='channels of G (default: the published ones)')
+    p.add_argument('--ch-d', type=int, help='channels of D')
     p.add_argument('--batch', type=int, default=64, help='images of a D and of a G step')
     p.add_argument('--repeats', type=int, default=3, help='timings of each step')
     p.add_argument('--metrics', action='store_true', help='time metrics.py instead')
@@ -46,38 +53,47 @@ def get_args(argv=None):
 
 
 def settings(args, *extra):
-    """The flags of train_sngan.py at these widths and this batch."""
-    sizes = {'--ch-g': args.ch_g, '--ch-d': args.ch_d, '--batch': args.batch, '--g-batch': args.batch}
-    pairs = [str(x) for pair in sizes.items() for x in pair]
-    return train_sngan.get_args(['--data', 'emoji', '--preset', 'paper', *pairs, *extra])
+    """The flags of train_MODEL.py at these widths and this batch."""
+    sizes = {'--ch-g': args.ch_g, '--ch-d': args.ch_d, '--batch': args.batch}
+    sizes |= {'--g-batch': args.batch} if args.model == 'sngan' else {}
+    pairs = [str(x) for pair in sizes.items() if pair[1] for x in pair]
+    return RECIPES[args.model].get_args(['--data', 'emoji', '--preset', PRESET[args.model], *pairs, *extra])
+
+
+def inputs(args, G, memory_format):
+    """Images x, latents z, and the classes [y] of a conditional model."""
+    res = G.res
+    x = (torch.rand(args.batch, 3, res, res, device=args.device) * 2 - 1).to(memory_format=memory_format)
+    y = [torch.arange(args.batch, device=args.device) % G.classes] if args.model == 'biggan' else []
+    return x, torch.randn(args.batch, G.z_dim, device=args.device), y
 
 
 def ours(args, precision, extra=()):
-    """D step and G step of train_sngan.py."""
+    """D step and G step of train_MODEL.py."""
     flags = settings(args, '--precision', precision, *extra)
     device = torch.device(args.device)
-    G, D = (loop.Flat(net.to(device, memory_format=torch.channels_last), 2e-4) for net in train_sngan.build(flags))
+    G, D = (loop.Flat(net.to(device, memory_format=torch.channels_last), 2e-4)
+            for net in RECIPES[args.model].build(flags))
     sums = loop.Sums(device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
-    x = (torch.rand(args.batch, 3, 32, 32, device=device) * 2 - 1).to(memory_format=torch.channels_last)
-    z = torch.randn(args.batch, 128, device=device)
+    x, z, y = inputs(args, G.net, torch.channels_last)
 
     def context():
         return loop.autocast(flags, device)
 
     def d_step(part):
         with context():
-            return gan.d_loss(D.net, x[part], G.net(z[part]), flags, sums)
+            return gan.d_loss(D.net, x, G.net(z, *y), flags, sums, *y, *y)
     return (lambda: D.update(d_step),
-            lambda: G.update(lambda part: gan.g_loss(G.net, D.net, z[part], flags, sums, context)))
+            lambda: G.update(lambda part: gan.g_loss(G.net, D.net, z, flags, sums, context, *y)))
 
 
 def plain(args, precision, memory_format):
     """The same two steps as a plain loop over the released layers."""
     flags = settings(args)
-    G, D = (net.to(args.device, memory_format=memory_format) for net in train_sngan.build(flags))
+    G, D = (net.to(args.device, memory_format=memory_format) for net in RECIPES[args.model].build(flags))
     adam_G, adam_D = (torch.optim.Adam(net.parameters(), 2e-4, (0., .9)) for net in (G, D))
-    x = (torch.rand(args.batch, 3, 32, 32, device=args.device) * 2 - 1).to(memory_format=memory_format)
-    z = torch.randn(args.batch, 128, device=args.device)
+    x, z, y = inputs(args, G, memory_format)
+    slow = {'sngan': test_models, 'biggan': test_biggan}[args.model]
 
     def step(adam, loss):
         def run():
@@ -89,8 +105,10 @@ def plain(args, precision, memory_format):
         return run
 
     def d_loss():
-        return torch.relu(1 - slow_D(D, x)).mean() + torch.relu(1 + slow_D(D, slow_G(G, z).detach())).mean()
-    return step(adam_D, d_loss), step(adam_G, lambda: -slow_D(D, slow_G(G, z)).mean())
+        with torch.set_grad_enabled(args.model == 'sngan'):     # the released BigGAN freezes G, the SNGAN detaches it
+            fake = slow.slow_G(G, z, *y).detach()
+        return torch.relu(1 - slow.slow_D(D, x, *y)).mean() + torch.relu(1 + slow.slow_D(D, fake, *y)).mean()
+    return step(adam_D, d_loss), step(adam_G, lambda: -slow.slow_D(D, slow.slow_G(G, z, *y), *y).mean())
 
 
 def seconds(f, device):
@@ -162,21 +180,24 @@ def main(args):
     if args.metrics:
         return scores(args)
     precisions = ['fp32', 'bf16'] if loop.has_bf16(torch.device(args.device)) else ['fp32']
+    d_steps = settings(args).d_steps
     steps = {('plain, as released', 'fp32'): plain(args, 'fp32', torch.contiguous_format)}
     for p in precisions:
         steps['plain, channels_last', p] = plain(args, p, torch.channels_last)
         steps['ours', p] = ours(args, p)
-    steps['ours, AdvAug gd', precisions[-1]] = ours(args, precisions[-1], ('--advaug', 'gd'))
+    for players in ('d', 'gd'):
+        steps[f'ours, AdvAug {players}', precisions[-1]] = ours(args, precisions[-1], ('--advaug', players))
     calls = {(key, i): steps[key][i] for key in steps for i in (0, 1)}
     times = in_turn(calls, args.repeats, args.device)
     base = [times[('plain, as released', 'fp32'), i] for i in (0, 1)]
-    print(f'G {args.ch_g}, D {args.ch_d}, batch {args.batch}, {args.threads} threads, {args.device}, '
+    flags = settings(args)
+    print(f'{args.model}, G {flags.ch_g}, D {flags.ch_d}, batch {args.batch}, {args.threads} threads, {args.device}, '
           f'torch {torch.__version__}')
     for key in steps:
         d, g = (times[key, i] for i in (0, 1))
-        whole, faster = 5 * d + g, (5 * base[0] + base[1]) / (5 * d + g)
+        whole, faster = d_steps * d + g, (d_steps * base[0] + base[1]) / (d_steps * d + g)
         print(f'{key[0]:22} {key[1]}  D step {d:7.3f} s ({base[0] / d:4.2f}x)   G step {g:7.3f} s '
-              f'({base[1] / g:4.2f}x)   5 D + 1 G {whole:7.2f} s ({faster:4.2f}x)')
+              f'({base[1] / g:4.2f}x)   {d_steps} D + 1 G {whole:7.2f} s ({faster:4.2f}x)')
 
 
 if __name__ == '__main__':

@@ -236,7 +236,7 @@ def test_cifar_comes_from_its_python_batches(name, tmp_path, monkeypatch):
     kind = write_cifar(name, tmp_path, monkeypatch)
     d = images.load(name, root=str(tmp_path), frac=1.)
     assert len(d.images) == 3 * len(kind.train_list) and len(d.ref) == len(d.holdout) == 3
-    assert d.classes == ['a', 'b', 'c']
+    assert d.classes == ['a', 'b', 'c'] and d.labels.tolist() == [0, 1, 2] * len(kind.train_list)
     assert (d.images[0].numpy() == np.arange(3072).reshape(3, 32, 32).astype(np.uint8)).all()
 
 
