@@ -71,13 +71,19 @@ def adopt(args, given, model, build, **defaults):
     if ticket and ticket['model'] != model:
         loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
     for name, default in defaults.items():
-        own = ticket['args'][name] if ticket else getattr(args, name)
-        for value in (getattr(given, name), own, default):
+        own, asked = ticket['args'][name] if ticket else getattr(args, name), getattr(given, name)
+        if ticket and isinstance(asked, bool) and asked != own:                    # the shapes would not tell
+            loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of --mask {args.mask} is "
+                        'another, leave it out')
+        for value in (asked, own, default):
             if value is not None:
                 setattr(args, name, value)
                 break
-    with torch.device('meta'):
-        nets = dict(zip('GD', build(args)))
+    try:
+        with torch.device('meta'):
+            nets = dict(zip('GD', build(args)))
+    except ValueError as e:
+        loop.refuse(f'{loop.flag(args, "res")}: {e}')
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
@@ -104,7 +110,7 @@ def start(args, build):
     if args.init_from:
         weights = read_weights(args)
         for name, net in (('G', G), ('D', D)):
-            if sentence := prune.mismatch(net, weights[name], {}):
+            if sentence := prune.mismatch(net, weights[name], {}, 'checkpoint'):
                 loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
             net.load_state_dict(weights[name])
         facts['init_hash'] = loop.digest({k: weights[k] for k in 'GD'})
@@ -167,15 +173,20 @@ def load(args):
     conditional = bool(getattr(args, 'classes', None))
     data = images.load(args.data, args.root, args.frac, args.data_seed, args.subset, args.holdout, args.ref, args.res,
                        args.crop, args.strict, plain=conditional)
+    if conditional:
+        count = data.labels.bincount(minlength=len(data.classes)).tolist()
+        empty = [name for name, n in zip(data.classes, count) if not n]
+        if empty:
+            loop.refuse(f'--data {args.data} --frac {args.frac} --subset {args.subset}: nothing to train on in '
+                        f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it unreadable, held "
+                        'out or not in the share; change these, or take SNGAN, which has no classes')
+        data.report.append('classes: ' + ', '.join(f'{c} {name} ({n})' for c, (name, n) in enumerate(
+            zip(data.classes, count)) if c < 20) + (' ...' if len(count) > 20 else ''))
     if args.check_data:
-        print('\n'.join(data.report))
-        return data
-    if args.out and os.path.isdir(args.data) and inside(args.out, args.data):
+        if loop.world()[0] == 0:
+            print('\n'.join(data.report))
+    elif args.out and os.path.isdir(args.data) and inside(args.out, args.data):
         loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
-    empty = [name for name, n in zip(data.classes, data.labels.bincount(minlength=len(data.classes))) if not n]
-    if conditional and empty:
-        loop.refuse(f'--frac {args.frac} leaves no image of {len(empty)} of {len(data.classes)} classes '
-                    f"({', '.join(empty[:5])}): use a larger share, or train_sngan.py, which has no classes")
     return data
 
 
@@ -185,16 +196,17 @@ def inside(path, folder):
 
 
 def some(n, count):
-    """Up to `count` of n rows, the same ones always, from all classes."""
+    """Up to `count` random ones of n rows, the same always."""
     return loop.rng(0, 'some').permutation(n)[:count]
 
 
 def gallery(labels, classes):
-    """Rows [64] of training images for reals.png, or eight of each class that a grid of samples shows."""
+    """Rows [64] of training images for reals.png, or eight of each class that a grid of samples shows, repeated where
+    there are fewer."""
     if not classes:
         return some(len(labels), 64)
     rows = some(len(labels), len(labels))
-    return np.concatenate([rows[labels[rows] == c][:8] for c in loop.shown(classes)])
+    return np.concatenate([np.resize(rows[labels[rows] == c], 8) for c in loop.shown(classes)])
 
 
 def proportional(labels, n, seed):

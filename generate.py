@@ -5,7 +5,7 @@ Use:
     python generate.py runs/x/best.pt --seeds 0-9,42 --columns 5 --out ten.png
     python generate.py runs/x --seeds 0-9999 --each samples/               # a folder that metrics.py can read
     python generate.py runs/biggan-x --classes 3,5,7-9 --seeds 0-9         # a row per class, a column per seed
-    python generate.py runs/biggan-x --classes bag,dress --each samples/   # by name: a sub-folder per class
+    python generate.py runs/biggan-x --classes bag,dress --each samples/   # by name; a sub-folder per class
 
 x = E(z, y),  z ~ N(0, 1) from the seed, E the averaged generator with BN statistics settled on its own samples.
 """
@@ -54,10 +54,10 @@ def numbers(flag, text, names=()):
     found = []
     for item in text.split(','):
         low, _, high = item.partition('-')
-        if item in names:
-            found.append(names.index(item))
-        elif low.isdigit() and (high or low).isdigit() and int(low) <= int(high or low):
+        if low.isdigit() and (high or low).isdigit() and int(low) <= int(high or low):
             found += range(int(low), int(high or low) + 1)
+        elif item in names:
+            found.append(names.index(item))
         else:
             loop.refuse(f'{flag} {text}: {item!r} is neither a number nor a range such as 0-63'
                         + (f', nor one of {", ".join(names[:20])}' if names else ''))
@@ -76,21 +76,18 @@ def load(path, device):
 
 
 def chosen(args, net):
-    """The classes [rows] asked for, by number or by the names in the run's subset.json; None if net has none."""
+    """{class: name} asked for, names from the run's subset.json; {} of an unconditional net."""
     count = getattr(net, 'classes', 0)
     if not count and args.classes:
         loop.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
-    if not args.classes:
-        return loop.shown(count).tolist() if count else None
-    path = os.path.join(os.path.dirname(args.source), 'subset.json')
-    names = []
-    if os.path.exists(path):
+    path, names = os.path.join(os.path.dirname(args.source), 'subset.json'), []
+    if count and os.path.exists(path):
         with open(path) as f:
             names = json.load(f)['classes']
-    rows = numbers('--classes', args.classes, names)
-    if max(rows) >= count:
+    rows = numbers('--classes', args.classes, names) if args.classes else loop.shown(count).tolist() if count else []
+    if rows and max(rows) >= count:
         loop.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')
-    return rows
+    return {c: names[c] if names else str(c) for c in rows}
 
 
 @torch.no_grad()
@@ -99,13 +96,13 @@ def main(args):
     net = load(args.source, args.device)
     rows = chosen(args, net)
     seeds = args.seeds or list(range(8 if rows else 64))
-    y = torch.tensor(rows or [0], device=args.device).repeat_interleave(len(seeds))                # [N]
-    z = torch.cat([loop.latents(seeds, net.z_dim, args.device)] * len(rows or [0]))                # [N, z_dim]
+    y = torch.tensor([*rows] or [0], device=args.device).repeat_interleave(len(seeds))             # [N]
+    z = torch.cat([loop.latents(seeds, net.z_dim, args.device)] * (len(rows) or 1))                # [N, z_dim]
     inputs = (z, y) if rows else (z,)
     x = torch.cat([to_uint8(net(*part)).cpu() for part in zip(*(i.split(64) for i in inputs))])
     if args.each:
-        for seed, c, image in zip(seeds * len(rows or [0]), y.tolist(), x):
-            folder = os.path.join(args.each, f'{c:04d}') if rows else args.each
+        for seed, c, image in zip(seeds * (len(rows) or 1), y.tolist(), x):
+            folder = os.path.join(args.each, f'{c:04d}-{rows[c]}'.replace(os.sep, '_')) if rows else args.each
             os.makedirs(folder, exist_ok=True)
             images.save_grid(os.path.join(folder, f'{seed:06d}.png'), image[None], 1)
         print(f'{len(x)} images in {args.each}')
@@ -113,7 +110,7 @@ def main(args):
         columns = args.columns or (len(seeds) if rows else 8)
         images.save_grid(args.out, x, columns)
         print(f'{args.out}: seeds {seeds[0]}-{seeds[-1]} of {args.source}, {columns} a row'
-              + (f', classes {", ".join(map(str, rows))}' if rows else ''))
+              + (f'; classes from top to bottom: {", ".join(rows.values())}' if rows else ''))
     return x
 
 

@@ -442,8 +442,11 @@ def settle(net, batches):
 def settling(dim, device, batches=64, classes=0):
     """What settle passes to a generator: (z [64, dim],) of seeds that no sample has, or (z, y), classes balanced."""
     for i in range(0, 64 * batches, 64):
-        z = latents(range(10 ** 9 + i, 10 ** 9 + i + 64), dim, device)
-        yield (z, torch.arange(i, i + 64, device=device) % classes) if classes else (z,)
+        z, k = latents(range(10 ** 9 + i, 10 ** 9 + i + 64), dim, device), torch.arange(i, i + 64, device=device)
+        if classes:                                            # more of them than z: at even distances
+            yield z, k * classes // (64 * batches) if classes > 64 * batches else k % classes
+        else:
+            yield z,
 
 
 class SyncNorm(torch.nn.BatchNorm2d):

@@ -74,14 +74,14 @@ def table(masks):
             for name, m in zip(short, masks.values())]
 
 
-def mismatch(net, state, masks):
+def mismatch(net, state, masks, what='ticket'):
     """One sentence on the first tensor in which a ticket does not fit a network, or None."""
     own = net.state_dict()
     for name in own:
         if name not in state:
-            return f'the network has {name}, the ticket does not'
+            return f'the network has {name}, the {what} does not'
         if own[name].shape != state[name].shape:
-            return f'{name} is {tuple(own[name].shape)} in the network and {tuple(state[name].shape)} in the ticket'
+            return f'{name} is {tuple(own[name].shape)} in the network and {tuple(state[name].shape)} in the {what}'
     for name in [*state, *masks]:
         if name not in own:
-            return f'the ticket has {name}, the network does not'
+            return f'the {what} has {name}, the network does not'

@@ -33,9 +33,11 @@ EXTRA = {'is': ('IS', 'is', 1, 2), 'kid': ('KID x 1000', 'kid', 1000, 2),       
          **{word: (word, 'prdc', 1, 3) for word in ('precision', 'recall', 'density', 'coverage')},
          'copy': ('copies', 'copy', 1, 3), 'copy_train': ('copies of training images', 'copy', 1, 3)}
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'docs', 'paper.csv')          # published numbers
-SCHEDULE = {'sngan': {'cifar10': (50000, 5, 64)},              # G updates (twice that with DiffAug), D steps, batch
-            'biggan': {'cifar10': (100000, 5, 64), 'cifar100': (100000, 5, 64), 'tiny-imagenet': (100000, 1, 256),
-                       'imagenet': (100000, 2, 256)}}
+USUAL = dict(steps=50000, batch=64, d_steps=5, g_batch=64, lr_g=2e-4, lr_d=2e-4, betas=[0., .9], adam_eps=1e-8,
+             ema=.999, ema_start=0, mirror=False, res=32, loss='hinge', subset='random', adv_step=.01, adv_pgd=1,
+             adv_eps=None, adv_lambda_g=1., adv_lambda_d=1., adv_cut_g=1, adv_cut_d=-1, adv_sign='adversary',
+             narrow=False, aug_policy='color,translation,cutout')    # of a published run, but for its preset
+WIDTHS = {'sngan': (256, 128), 32: (96, 96), 64: (80, 80), 128: (96, 96)}
 
 
 def get_args(argv=None):
@@ -85,12 +87,12 @@ def label(flags, sparsity):
 
 
 def protocol(run):
-    """What must be equal for two scores to be compared: the recorded protocol without the run's own sparsity."""
+    """What must be equal for two scores to be compared: model, size and the recorded protocol without the sparsity."""
     if not run['scores']:
         return None
     p = {k: v for k, v in run['scores'][-1]['protocol'].items() if k not in ('sparsity', 'seed', *FURTHER)}
     n_ref = {k: v for k, v in p['n_ref'].items() if k != 'train'}   # where copies are sought
-    return json.dumps({**p, 'n_ref': n_ref}, sort_keys=True)
+    return json.dumps({**p, 'n_ref': n_ref, 'model': run['model'], 'res': run['flags']['res']}, sort_keys=True)
 
 
 def change(run, dense):
@@ -106,7 +108,7 @@ def change(run, dense):
 def published(run):
     """The line of docs/paper.csv that a run repeats, or None."""
     f = run['flags']
-    adv = 'noise' if f['adv_noise'] else f['advaug']
+    adv = {None: f['advaug'], .01: 'noise'}.get(f['adv_noise']) if f['advaug'] in ('none', 'gd') else None
     pruned = 100 * max(run['sparsity'].values())
     if not os.path.exists(PAPER):                              # report.py was copied without it
         return None
@@ -122,12 +124,14 @@ def unlike(run, line):
     """What keeps a published number from standing beside that of a run: words, none if all is the same."""
     f, score = run['flags'], run['scores'][-1]
     p, data = score['protocol'], f['data']
-    steps, d_steps, batch = SCHEDULE[run['model']][data]
-    steps *= 2 if f['aug'] == 'diffaug' and run['model'] == 'biggan' else 1
+    presets = importlib.import_module(f"train_{run['model']}").PRESETS
+    usual = {**USUAL, **presets.get(data, {})}
+    usual['steps'] *= 2 if f['aug'] == 'diffaug' and run['model'] == 'biggan' else 1
+    usual['ch_g'], usual['ch_d'] = WIDTHS.get(run['model']) or WIDTHS[usual['res']]
     same = {'features': score['score'] == 'FID' and p['resize'] == 'half-pixel bilinear 299',
             'samples': p['n_gen'] == (50000 if data == 'imagenet' else 10000), 'reference': p['ref'] == f'{data}-test',
-            'schedule': (score['step'], f['d_steps'], f['batch']) == (steps, d_steps, batch)
-            and line['table'] != 'DiffAugment'}                # on TPUs, with batches of 2,048
+            'schedule': score['step'] == usual['steps'] and 'DiffAugment' not in line['table'],      # TPUs, batch 2,048
+            'settings': all(f[k] == v for k, v in usual.items() if k in f and k != 'steps')}
     return [word for word, equal in same.items() if not equal]
 
 
@@ -161,10 +165,12 @@ def table(runs):
         extra = [key for key in EXTRA if any(key in r['scores'][-1] for r in rows)]
         last = [r['scores'][-1]['protocol'] for r in rows]
         further = {key: next(q[key] for q in last if key in q) for key in FURTHER if any(key in q for q in last)}
-        out += [f"**{name}**, lower is better: {p['n_gen']} generated images, {p['repeats']} sets of z, "
+        out += [f"**{name}** of {p['model']} at {p['res']} px, lower is better: "
+                f"{p['n_gen']} generated images, {p['repeats']} sets of z, "
                 f"against {p['ref']} (last: all {n['all']}, best: chosen on {n['choose']}, "
                 f"reported on the other {n['report']}); {p['features']}, resize {p['resize']}, "
                 f"weights {p['weights'][:8]}; {p['quantise']}; {p['generator']}; share of data {p['frac']}"
+                + (f"; classes {p['classes']}" if 'classes' in p else '')
                 + ''.join(f'; {key}: {text}' for key, text in further.items()) + '.', '',
                 f'| run | steps | last {name} | to dense | last on the reported half | best on that half (step) |'
                 + ''.join(f' {EXTRA[key][0]} |' for key in extra) + ' published |' * paper,
@@ -185,8 +191,8 @@ def table(runs):
     return out + ([f"No scores yet: {', '.join(missing)}.", ''] if missing else [])
 
 
-def curves(runs, out):
-    """score.png and accuracy.png: the score and D's accuracy on training, held-out and generated images over steps."""
+def curves(runs, out, tag):
+    """scoreTAG.png, accuracyTAG.png: the score, D's accuracy on training, held-out and generated images over steps."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
@@ -203,7 +209,7 @@ def curves(runs, out):
         score = scored[0]['scores'][0]['score']
         ax.set(xlabel='G updates', ylabel=score, yscale='log')
         ax.legend(fontsize=8)
-        figures.append(('score.png', fig, f'{score} over training; protocol as in the table.'))
+        figures.append((f'score{tag}.png', fig, f'{score} over training; protocol as in the table.'))
     columns = [('acc_train', 'training images'), ('acc_held', 'held-out images'), ('acc_gen', 'generated images')]
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
     for ax, (key, title) in zip(axes, columns):
@@ -216,7 +222,7 @@ def curves(runs, out):
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
     axes[0].set_ylabel("D's accuracy")
     axes[0].legend(fontsize=7)
-    figures.append(('accuracy.png', fig,
+    figures.append((f'accuracy{tag}.png', fig,
                     "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); "
                     f'running mean over {SMOOTH} log lines.'))
     for name, fig, _ in figures:
@@ -226,15 +232,15 @@ def curves(runs, out):
     return [(name, caption) for name, _, caption in figures]
 
 
-def grids(runs, out):
-    """grids.png: reals and the last samples (seeds 0-31, uncurated) of every run, labelled."""
+def grids(runs, out, tag):
+    """gridsTAG.png: reals and the last samples of every run, uncurated: seeds 0-31, or 0-7 of each class shown."""
     panels = [('training images', f"{runs[0]['path']}/reals.png")]
     panels += [(r['label'], g[-1]) for r in runs if (g := sorted(glob.glob(f"{glob.escape(r['path'])}/samples/*.png")))]
-    sheets = []
+    sheets, classes = [], runs[0]['flags'].get('classes')
     for text, path in panels:
         with Image.open(path) as im:
             im = im.convert('RGB')
-        im = im.crop((0, 0, im.width, im.height // 2)) if im.height == im.width else im           # 4 of 8 rows
+        im = im if classes else im.crop((0, 0, im.width, min(im.height, im.width // 2)))          # 4 of 8 rows
         sheet = Image.new('RGB', (im.width, im.height + 14), 'white')
         ImageDraw.Draw(sheet).text((2, 1), text, fill='black')
         sheet.paste(im, (0, 14))
@@ -245,8 +251,9 @@ def grids(runs, out):
     for i, s in enumerate(sheets):
         y, x = i // columns * (h + 6), i % columns * (w + 6)
         page[y:y + s.shape[0], x:x + s.shape[1]] = s
-    loop.write(f'{out}/grids.png', lambda tmp: Image.fromarray(page).save(tmp, 'PNG'))
-    return [('grids.png', 'Training images, and seeds 0-31 of every run at its last grid, uncurated.')]
+    loop.write(f'{out}/grids{tag}.png', lambda tmp: Image.fromarray(page).save(tmp, 'PNG'))
+    what = 'seeds 0-7 (columns) of its classes (rows)' if classes else 'seeds 0-31'
+    return [(f'grids{tag}.png', f'Training images, and {what} of every run at its last grid, uncurated.')]
 
 
 def hours(timed, commands):
@@ -281,12 +288,19 @@ def main(args):
         loop.refuse(f'{args.runs}: no run with a log line below it; train something first, or name another folder')
     os.makedirs(args.out, exist_ok=True)
     page = ['# Runs', '', *table(runs)]
-    try:
-        figures = curves(runs, args.out)
-    except ImportError:
-        figures, page = [], [*page, 'No curves: matplotlib is not installed.', '']
-    for name, caption in [*grids(runs, args.out), *figures]:
-        page += [f'![{caption}]({name})', '', caption, '']
+    kinds = collections.defaultdict(list)
+    for r in runs:
+        f = r['flags']
+        kinds[r['model'], os.path.basename(f['data'].rstrip('/')), f['frac'], f['res']].append(r)
+    for kind, group in kinds.items():
+        tag = '' if len(kinds) == 1 else '-{}-{}-{}-{}'.format(*kind)
+        page += ['## {} on {}, share {}, {} px'.format(*kind), ''] if tag else []
+        try:
+            figures = curves(group, args.out, tag)
+        except ImportError:
+            figures, page = [], [*page, 'No curves: matplotlib is not installed.', '']
+        for name, caption in [*grids(group, args.out, tag), *figures]:
+            page += [f'![{caption}]({name})', '', caption, '']
     page += ['| run | directory |', '|---|---|', *(f"| {r['label']} | {r['path']} |" for r in runs)]
 
     def save(tmp):

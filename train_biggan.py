@@ -14,6 +14,7 @@ The same command resumes.
 The classes y' of generated images are balanced in every batch.
 """
 import argparse
+import os
 
 import torch
 
@@ -52,11 +53,18 @@ def get_args(argv=None):
     for name in ('ch_g', 'ch_d'):
         if (getattr(given, name) or 8) % 8:
             loop.refuse(f'{loop.flag(given, name)} is not a multiple of 8, and attention takes an eighth of it')
-    p.set_defaults(protocol=PROTOCOL.get(given.data))
-    args = gan.parse(p, argv, PRESETS, preset(given))
-    names = images.names(args.data, args.root, args.res)
+    res = given.res or (gan.read_ticket(given)['args']['res'] if given.mask else None)
+    name = given.preset or preset(given.data, res)
+    p.set_defaults(protocol=PROTOCOL.get(given.data) if name == given.data else None)
+    args = gan.parse(p, argv, PRESETS, name)
+    names = images.names(args.data, args.root, res or args.res)
     if len(names) < 2:
-        loop.refuse(f'--data {args.data} has one class: use train_sngan.py, which has none, or sub-folders as classes')
+        loop.refuse(f'--data {args.data} has one class: take SNGAN, which has none (find_ticket.py sngan, '
+                    'train_sngan.py), or sub-folders as classes')
+    if {*names} <= {'train', 'val', 'valid', 'validation', 'test'} or '.' in names:
+        loop.refuse(f'--data {args.data} has the classes {", ".join(names[:5])}: '
+                    + ("images ('.') lie beside its class folders, put them into one" if '.' in names
+                       else f'give --data {os.path.join(args.data, "train")}'))
     args.classes, given.classes = len(names), None
     gan.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
               relu_shortcut=False)
@@ -66,13 +74,12 @@ def get_args(argv=None):
     return args
 
 
-def preset(given):
+def preset(data, res):
     """The preset of a data set or, for others, of a resolution."""
-    if given.data in PRESETS:
-        return given.data
-    if given.data in ('emoji', 'fashion-mnist'):
+    if data in PRESETS:
+        return data
+    if data in ('emoji', 'fashion-mnist'):
         return 'demo'
-    res = given.res or (gan.read_ticket(given)['args']['res'] if given.mask else 32)
     return {64: 'tiny-imagenet', 128: 'imagenet'}.get(res, 'cifar10')
 
 

@@ -176,6 +176,8 @@ def test_a_grid_has_a_row_per_class_and_settling_sees_every_class_alike():
     z, y = (torch.cat(part) for part in zip(*loop.settling(4, 'cpu', 5, classes=10)))
     assert z.shape == (320, 4) and y.bincount().tolist() == [32] * 10
     assert torch.equal(z, torch.cat([z for z, in loop.settling(4, 'cpu', 5)]))
+    y = torch.cat([y for _, y in loop.settling(4, 'cpu', 2, classes=1000)])
+    assert y[0] == 0 and y[-1] == 992 and set(y.diff().tolist()) <= {7, 8}        # few z, all classes alike
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

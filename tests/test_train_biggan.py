@@ -3,6 +3,7 @@ import copy
 import functools
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -94,9 +95,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, ticket, capsys):
         Image.new('RGB', (20, 20)).save(tmp_path / 'two' / c / '1.png')
     two, call = str(tmp_path / 'two'), train_biggan.get_args
     refused(capsys, lambda: call(['--data', f'{two}/a']), 'one class', 'train_sngan.py')
+    shutil.copytree(two, tmp_path / 'split' / 'train'), shutil.copytree(two, tmp_path / 'split' / 'val')
+    refused(capsys, lambda: call(['--data', str(tmp_path / 'split')]), 'train, val', 'split/train')
+    shutil.copy(f'{two}/a/1.png', tmp_path / 'split' / 'train' / 'stray.png')
+    refused(capsys, lambda: call(['--data', str(tmp_path / 'split' / 'train')]), "('.') lie beside")
     refused(capsys, lambda: call(['--data', 'emoji-faces']), 'one class', 'train_sngan.py')
     refused(capsys, lambda: call([*TINY, '--res', '48']), '--res 48')
     refused(capsys, lambda: call([*TINY, '--narrow', '--res', '32']), '--res 32', '--narrow')
+    refused(capsys, lambda: call([*TINY, '--narrow']), '--res 32', 'narrow True')
+    refused(capsys, lambda: call([*TINY, '--mask', ticket, '--relu-shortcut']), '--relu-shortcut', ticket)
     refused(capsys, lambda: call([*TINY, '--ch-d', '12']), '--ch-d 12')
     refused(capsys, lambda: call(['--data', two, '--mask', ticket]), '9 classes', 'has 2')
     refused(capsys, lambda: call([*TINY, '--mask', ticket, '--ch-g', '16']), 'does not fit G')
@@ -156,10 +163,12 @@ def test_samples_and_reals_have_a_row_per_class_and_generate_makes_the_same(tmp_
     assert x.shape == (72, 3, 32, 32) and Image.open(tmp_path / 'g.png').size == (256, 288)
     each = ['--classes', '2,Flags', '--seeds', '0-2', '--each', str(tmp_path / 'each')]
     y = generate.main(generate.get_args([str(tmp_path / 'run'), *each]))
-    flags = json.load(open(tmp_path / 'run' / 'subset.json'))['classes'].index('Flags')
+    names = json.load(open(tmp_path / 'run' / 'subset.json'))['classes']
+    flags = names.index('Flags')
     assert torch.equal(y, x.view(9, 8, 3, 32, 32)[[2, flags], :3].flatten(0, 1))
-    assert sorted(os.listdir(tmp_path / 'each')) == ['0002', f'{flags:04d}']
-    assert (np.asarray(Image.open(tmp_path / 'each' / '0002' / '000001.png')).transpose(2, 0, 1) == y[1].numpy()).all()
+    assert sorted(os.listdir(tmp_path / 'each')) == [f'{c:04d}-{names[c]}' for c in (2, flags)]
+    one = np.asarray(Image.open(tmp_path / 'each' / f'0002-{names[2]}' / '000001.png'))
+    assert (one.transpose(2, 0, 1) == y[1].numpy()).all()
     call = lambda *a: generate.main(generate.get_args([str(tmp_path / 'run'), *a]))
     refused(capsys, lambda: call('--classes', '9'), '--classes 9', '0-8')
     refused(capsys, lambda: call('--classes', 'Cars'), 'Cars', 'Flags')
