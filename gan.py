@@ -14,6 +14,7 @@ A conditional G or D takes classes y after its first argument; the same code ser
 import copy
 import itertools
 import os
+from argparse import Namespace
 
 import numpy as np
 import torch
@@ -29,13 +30,12 @@ from data import images
 
 def add_flags(p, presets):
     """The flags of every training script; returns the parser."""
-    for leaf in (images, loop, augment, advaug, metrics):
+    for leaf in (images, loop, augment, advaug, losses, metrics):
         leaf.add_flags(p)
     a = p.add_argument
     a('--preset', choices=presets, help='defaults for the flags (default: chosen by --data)')
     a('--ch-g', type=int, help="channels of G (default: the ticket's, else the published ones)")
     a('--ch-d', type=int, help="channels of D (default: the ticket's, else the published ones)")
-    a('--loss', choices=losses.LOSSES, default='hinge', help='f_D and f_G of losses.py')
     a('--d-pass', choices=['joint', 'separate'], default='joint',
       help='separate: reals and fakes pass D one after the other, each with its own power iteration, as released')
     return p
@@ -49,7 +49,7 @@ def parse(p, argv, presets, preset):
     args = p.parse_args(argv)
     args.frac = images.share(args.frac)
     loop.check(args)
-    for leaf in (augment, advaug):
+    for leaf in (augment, advaug, losses):
         if sentence := leaf.contradiction(args, p.get_default):
             loop.refuse(sentence)
     return args
@@ -117,19 +117,32 @@ def start(args, build):
     return G, D, masks, facts
 
 
-def d_loss(D, real, fake, args, sums, y=None, y_fake=None):
-    """L_D + lambda_2 L_D^adv (Eqs. 5-6) on images [N, 3, H, W]; the adversary lowers D on reals, raises it on fakes.
+def draw(args, x, ada):
+    """T for images like x [N, 3, H, W]: DiffAugment, ADA with the p of its controller, or the identity."""
+    return augment.draw(None if args.aug == 'none' else args.aug_policy, x, ada.p if ada else None)
 
-    y, y_fake: classes [N] of a conditional D."""
+
+def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None):
+    """L_D + lambda_2 L_D^adv (Eqs. 5-6) + R_LC on images [N, 3, H, W]; the adversary lowers D on reals, raises it on
+    fakes.
+
+    y, y_fake: classes [N] of a conditional D. ada: augment.Controller. lecam: losses.LeCam."""
     f_D, n = losses.LOSSES[args.loss][0], len(real)
-    both = torch.cat((real, fake))                                                 # [2N, 3, H, W]
-    both = augment.draw(args.aug_policy if args.aug == 'diffaug' else None, both)(both)
+    if args.aug_on == 'real':
+        both = torch.cat((draw(args, real, ada)(real), fake))                      # [2N, 3, H, W]
+    else:
+        both = torch.cat((real, fake))
+        both = draw(args, both, ada)(both)
     inputs = (both,) if y is None else (both, torch.cat((y, y_fake)))
     passes = [inputs] if args.d_pass == 'joint' else zip(*(i.chunk(2) for i in inputs))
     split = [D.split(*i, cut=args.adv_cut_d) for i in passes]
     logits = torch.cat([D2(h) for h, D2 in split])                                 # [2N]
     loss = losses.d_loss(logits[:n], logits[n:], f_D)
     sums.add(L_D=loss, D_real=logits[:n], D_fake=logits[n:])
+    if ada:
+        ada.add(real=logits[:n], fake=logits[n:])
+    if lecam:
+        loss = loss + sums.add(R_LC=lecam(logits[:n], logits[n:]))
     if 'd' in args.advaug:
         sign = torch.ones(2 * n, device=both.device)                               # released: up for the reals too
         sign[:n] = -1 if args.adv_sign == 'adversary' else 1
@@ -140,14 +153,15 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None):
     return loss
 
 
-def g_loss(G, D, z, args, sums, context, *y):
+def g_loss(G, D, z, args, sums, context, *y, ada=None):
     """L_G + lambda_1 L_G^adv (Eqs. 3-4); with PGD the backward passes have been run and the value carries no graph.
 
-    context: of loop.autocast. y: the classes [N] of conditional networks."""
+    context: of loop.autocast. y: the classes [N] of conditional networks. ada: augment.Controller."""
     f_G = losses.LOSSES[args.loss][1]
     with context():
         h, G2 = G.split(z, *y, cut=args.adv_cut_g if 'g' in args.advaug else 0)
-    T = augment.draw(args.aug_policy if args.aug == 'diffaug' else None, z.new_empty(len(z), 3, args.res, args.res))
+    x = z.new_empty(len(z), 3, args.res, args.res)
+    T = draw(args, x, ada) if args.aug_on == 'both' else lambda x: x
 
     def fool(h):
         with context():
@@ -248,14 +262,23 @@ class Training:
         self.D = loop.Flat(D.to(**place), args.lr_d, mask=self.masks['D'], share_sn=args.d_pass == 'joint', **adam)
         self.E = loop.Flat(E.to(**place), mask=self.masks['G'])
         self.nets = dict(G=self.G, D=self.D, E=self.E)
-        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
-        self.run.restore(self.nets, self.sums)
+        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'L_G', 'L_G_adv')
+        self.ada = augment.Controller(args.batch * args.d_steps, args.ada_heuristic, args.ada_target, args.ada_kimg,
+                                      args.ada_interval, args.ada_pmax, args.ada_p,
+                                      self.device) if args.aug == 'ada' else None
+        self.lecam = losses.LeCam(args.lecam, args.lecam_start, args.lecam_decay, args.lecam_form,
+                                  self.device) if args.lecam else None
+        saved = self.run.restore(self.nets, self.sums)
+        for name, part in self.adaptive().items():
+            if name in saved:
+                part.load(saved[name])
         self.over = self.run.done and (self.run.scored() or not self.extractor)
         self.trained = self.G.net, self.D.net
         if self.over:
             self.run.say(f'{self.run.out}: finished at step {self.run.step}')
             return
-        self.labels = data.labels.to(self.device)
+        rv = args.aug == 'ada' and args.ada_heuristic == 'rv'
+        self.held = self.batches(data.holdout, data.holdout_labels, self.run.step) if rv else None
         self.seen = {'train': self.watched(data.images, data.labels)}
         if data.holdout is not None:
             self.seen['held'] = self.watched(data.holdout, data.holdout_labels)
@@ -271,6 +294,12 @@ class Training:
                         'scores, give --metrics none')
         if self.extractor and 'fid' not in self.names:
             loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
+        try:
+            draw(args, torch.empty(1, 3, args.res, args.res), args.aug == 'ada' and Namespace(p=0.))
+        except ValueError as e:
+            loop.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
+        if args.aug == 'ada' and args.ada_heuristic == 'rv' and data.holdout is None:
+            loop.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
         if 'is' in self.names and args.eval_samples < args.is_splits:
             loop.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
 
@@ -291,6 +320,14 @@ class Training:
         """The arguments of G or D: x, and y of conditional ones."""
         return (x, y.to(self.device)) if self.classes else (x,)
 
+    def adaptive(self):
+        """What adapts to D, by name: ADA's controller, LeCam's anchors."""
+        return {name: part for name, part in (('ada', self.ada), ('lecam', self.lecam)) if part}
+
+    def extra(self):
+        """The state of what adapts, for checkpoints."""
+        return {name: part.state() for name, part in self.adaptive().items()}
+
     def watched(self, x, labels):
         """Up to 128 of the images, as float and with their classes."""
         rows = some(len(x), 128)
@@ -298,11 +335,33 @@ class Training:
 
     def reals(self):
         """uint8 images [n, 3, H, W] and classes [n] of this rank, batch after batch from the run's position on."""
-        start, size = self.run.step * self.args.d_steps, self.args.batch           # now, not when the first is drawn
-        orders = lambda: (loop.mine(loop.order(len(self.labels), k * size, size, self.args.seed))
+        return self.batches(self.data.images, self.data.labels, self.run.step * self.args.d_steps)
+
+    def batches(self, x, labels, start):
+        """As `reals`, of any images, from batch number `start` on."""
+        size, labels = self.args.batch, labels.to(self.device)
+        orders = lambda: (loop.mine(loop.order(len(labels), k * size, size, self.args.seed))
                           for k in itertools.count(start))
-        feed = images.feed(self.data.images, orders(), self.device)
-        return ((x, self.labels[torch.as_tensor(index, device=self.device)]) for index, x in zip(orders(), feed))
+        feed = images.feed(x, orders(), self.device)
+        return ((x, labels[torch.as_tensor(index, device=self.device)]) for index, x in zip(orders(), feed))
+
+    def anchor(self):
+        """After an update of D: LeCam's anchors."""
+        if self.lecam:
+            self.lecam.step(self.run.step, loop.mean)
+
+    @torch.no_grad()
+    def adapt(self):
+        """After the updates of a step: ADA's p."""
+        if not self.ada:
+            return
+        if self.held:                                                              # r_v: D on held-out images, too
+            x, y = next(self.held)
+            x = images.batch(x)
+            self.D.net.eval()                                                      # no power iteration
+            self.ada.add(held=self.D.net(*self.of(draw(self.args, x, self.ada)(x), y)))
+            self.D.net.train()
+        self.ada.adjust(self.run.step, loop.mean)
 
     def settled(self, batches):
         """A copy of the averaged generator with BN statistics of its own samples."""
@@ -323,7 +382,8 @@ class Training:
         gen = self.of(z, proportional(self.data.labels, 64, 0))
         seen = {**self.seen, 'gen': (self.settled(1)(*gen), *gen[1:])}
         sparsity = {f'sparsity_{name}': prune.sparsity(self.masks[name]) for name in 'GD'}
-        return {**loop.accuracies(self.D.net, **seen), **sparsity}
+        ada = {'ada_p': self.ada.p, 'ada_r': self.ada.r} if self.ada else {}
+        return {**loop.accuracies(self.D.net, **seen), **sparsity, **ada}
 
     def references(self):
         """Statistics of the reference, and of two halves: one to choose the best checkpoint, one to report it. Copies
@@ -361,7 +421,7 @@ class Training:
 
     def score(self):
         if self.extractor and self.run.due('eval') and not self.run.scored():
-            self.run.save(self.nets, self.sums)                                    # what fails from here costs no step
+            self.run.save(self.nets, self.sums, self.extra)                        # what fails from here costs no step
             with self.run.observing():
                 self.evaluate()
 
@@ -374,5 +434,5 @@ class Training:
 
     def finish(self):
         """The last checkpoint; returns the trained G and D."""
-        self.run.save(self.nets, self.sums, done=True)
+        self.run.save(self.nets, self.sums, self.extra, done=True)
         return self.trained

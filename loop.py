@@ -111,6 +111,8 @@ def check(args):
             refuse(f'--{name} {decay} is not a decay: use 0 <= {name} < 1')
     if args.ema_start < 0 or args.adam_eps < 0:
         refuse(f'{flag(args, "ema_start")} {flag(args, "adam_eps")}: use values from 0 on')
+    if args.graph and (getattr(args, 'aug', None) == 'ada' or getattr(args, 'lecam', None)):
+        refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, leave it out')
     if args.graph and args.sync_bn:
         refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, leave one out')
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -193,6 +195,14 @@ def seeded(seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def mean(x):
+    """The mean of a tensor over ranks."""
+    if world()[1] > 1:
+        dist.all_reduce(x)
+        x /= world()[1]
+    return x
 
 
 def same(value):

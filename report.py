@@ -36,7 +36,7 @@ PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'docs', 'paper.
 USUAL = dict(steps=50000, batch=64, d_steps=5, g_batch=64, lr_g=2e-4, lr_d=2e-4, betas=[0., .9], adam_eps=1e-8,
              ema=.999, ema_start=0, mirror=False, res=32, loss='hinge', subset='random', adv_step=.01, adv_pgd=1,
              adv_eps=None, adv_lambda_g=1., adv_lambda_d=1., adv_cut_g=1, adv_cut_d=-1, adv_sign='adversary',
-             narrow=False, aug_policy='color,translation,cutout')    # of a published run, but for its preset
+             narrow=False, aug_on='both', lecam=None)    # of a published run, but for its preset
 WIDTHS = {'sngan': (256, 128), 32: (96, 96), 64: (80, 80), 128: (96, 96)}
 
 
@@ -79,7 +79,11 @@ def label(flags, sparsity):
     """What a run trained: 'ticket 36.00 % + DiffAug + AdvAug'."""
     pruned = max(sparsity.values())
     words = [f'ticket {pruned:.2%}' if pruned else 'dense']
-    words += ['DiffAug'] if flags['aug'] == 'diffaug' else []
+    if flags['aug'] != 'none':
+        fixed = f" p {flags['ada_p']:g}" if flags.get('ada_p') is not None else ''
+        on = {'real': ' on reals only', 'd': " in D's updates only"}.get(flags.get('aug_on'), '')
+        words.append({'diffaug': 'DiffAug', 'ada': 'ADA'}[flags['aug']] + fixed + on)
+    words += ['R_LC'] if flags.get('lecam') else []
     if flags['advaug'] != 'none':
         kind = 'noise' if flags['adv_noise'] else 'AdvAug'
         words.append(kind if flags['advaug'] == 'gd' else f"{kind} {flags['advaug'].upper()}")
@@ -225,6 +229,16 @@ def curves(runs, out, tag):
     figures.append((f'accuracy{tag}.png', fig,
                     "D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); "
                     f'running mean over {SMOOTH} log lines.'))
+    adaptive = [r for r in runs if any('ada_p' in line for line in r['log'])]
+    if adaptive:
+        fig, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+        for i, r in enumerate(adaptive):
+            for ax, key in zip(axes, ('ada_p', 'ada_r')):
+                ax.plot(*zip(*((line['step'], line[key]) for line in r['log'])), label=r['label'], **style(i))
+        axes[0].set(title="ADA's p", xlabel='G updates', ylim=(-.02, 1.02))
+        axes[1].set(title='r, which p follows', xlabel='G updates')
+        axes[0].legend(fontsize=7)
+        figures.append((f'ada{tag}.png', fig, "ADA's p over training, and D's overfitting r that it follows."))
     for name, fig, _ in figures:
         fig.tight_layout()
         loop.write(f'{out}/{name}', lambda tmp, fig=fig: fig.savefig(tmp, dpi=120, format='png'))

@@ -24,16 +24,17 @@ from data import images
 from models import biggan
 
 CIFAR = dict(steps=100000, batch=64, d_steps=5, lr_g=2e-4, lr_d=2e-4, betas=[.5, .999], adam_eps=1e-6, ema=.9999,
-             ema_start=1000, adv_step=.01, mirror=True, res=32)
+             ema_start=1000, adv_step=.01, mirror=True, res=32, ada_target=.2, ada_kimg=1000)
 PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
     'cifar10': CIFAR,                                         # the released code's values: the paper swaps G's and D's
     'cifar100': CIFAR,                                        # learning rates of the next two
     'tiny-imagenet': {**CIFAR, 'batch': 256, 'd_steps': 1, 'lr_g': 1e-4, 'lr_d': 4e-4, 'betas': [0., .999],
-                      'ema_start': 20000, 'adv_step': .001, 'res': 64},
+                      'ema_start': 20000, 'adv_step': .001, 'res': 64, 'ada_target': .1, 'ada_kimg': 500},
     'imagenet': {**CIFAR, 'batch': 256, 'd_steps': 2, 'lr_g': 5e-5, 'lr_d': 2e-4, 'betas': [0., .999],
-                 'ema_start': 20000, 'adv_step': .001, 'res': 128},
+                 'ema_start': 20000, 'adv_step': .001, 'res': 128, 'ada_target': .1, 'ada_kimg': 500},
     'demo': {**CIFAR, 'ch_g': 16, 'ch_d': 16, 'steps': 1000, 'batch': 32, 'd_steps': 2, 'lr_g': 4e-4, 'lr_d': 4e-4,
-             'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25},        # 15 minutes
+             'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25,         # 15 minutes
+             'ada_kimg': 3, 'lecam_start': 100},
 }
 PROTOCOL = {'cifar10': 'cifar', 'cifar100': 'cifar', 'tiny-imagenet': 'tiny-imagenet', 'imagenet': 'imagenet'}
 
@@ -100,7 +101,7 @@ def main(args):
     x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
     z, y, y_fake = (torch.empty(n, *shape, device=device, dtype=kind)
                     for shape, kind in (((job.z_dim,), torch.float32), ((), torch.int64), ((), torch.int64)))
-    context = lambda: loop.autocast(args, device)
+    context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
 
     def latent(rng):                                                               # in place: a CUDA graph reads them
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
@@ -109,13 +110,14 @@ def main(args):
     def d_step(part):
         with context():
             fake = G.net(z[part], y_fake[part])
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part])
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part],
+                              **adaptive)
 
     def g_step(part):
-        return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part])
+        return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)
 
     reals = job.reals()
-    for step in run.iterations(job.nets, job.sums):
+    for step in run.iterations(job.nets, job.sums, job.extra):
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
             flip = rng.random(args.batch) < .5 * args.mirror
@@ -123,9 +125,11 @@ def main(args):
             x.copy_(images.batch(real, flip=loop.mine(flip))), y.copy_(labels)
             latent(rng)
             D.update(d_step, loop.parts(n, args.batch_gpu))
+            job.anchor()
         latent(loop.rng(args.seed, 'G', step))
         G.update(g_step, loop.parts(n, args.batch_gpu))
         job.E.track(G, args.ema if step > args.ema_start else 0)
+        job.adapt()
         job.observe()
     return job.finish()
 

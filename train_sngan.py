@@ -21,7 +21,7 @@ from models import sngan
 PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
     'paper': {},                                              # the flag defaults are the paper's CIFAR-10 values
     'demo': dict(ch_g=32, ch_d=32, steps=1000, d_steps=1, batch=16, g_batch=16, lr_g=1e-3, lr_d=1e-3, ema=.99,
-                 eval_samples=500, log_every=25),             # two minutes on two CPU cores
+                 eval_samples=500, log_every=25, ada_kimg=1, lecam_start=100),    # two minutes on two CPU cores
 }
 
 
@@ -53,26 +53,28 @@ def main(args):
     n, m = args.batch // run.ranks, args.g_batch // run.ranks
     x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
     z, z_g = torch.empty(n, job.z_dim, device=device), torch.empty(m, job.z_dim, device=device)
-    context = lambda: loop.autocast(args, device)
+    context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
 
     def d_step(part):
         with context():
-            return gan.d_loss(D.net, x[part], G.net(z[part]), args, job.sums)
+            return gan.d_loss(D.net, x[part], G.net(z[part]), args, job.sums, **adaptive)
 
     def g_step(part):
-        return gan.g_loss(G.net, D.net, z_g[part], args, job.sums, context)
+        return gan.g_loss(G.net, D.net, z_g[part], args, job.sums, context, ada=job.ada)
 
     reals = job.reals()
-    for step in run.iterations(job.nets, job.sums):
+    for step in run.iterations(job.nets, job.sums, job.extra):
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
             flip = rng.random(args.batch) < .5 * args.mirror
             x.copy_(images.batch(next(reals)[0], flip=loop.mine(flip)))            # in place: a CUDA graph reads x, z
             z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
             D.update(d_step, loop.parts(n, args.batch_gpu))
+            job.anchor()
         z_g.copy_(loop.gaussian(loop.rng(args.seed, 'G', step), args.g_batch, job.z_dim))
         G.update(g_step, loop.parts(m, args.batch_gpu))
         job.E.track(G, args.ema if step > args.ema_start else 0)
+        job.adapt()
         job.observe()
     return job.finish()
 

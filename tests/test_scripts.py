@@ -1,5 +1,6 @@
 """The scripts end to end, tiny: resume, endings, tickets, ranks, refusals; and twenty updates against a plain loop."""
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -204,6 +206,55 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_p
     scores = loop.lines(tmp_path / 'cut' / 'metrics.jsonl')
     assert [s['step'] for s in scores] == [10, 20, 30] and a['score'] == min(scores, key=lambda s: s['choose'])
     assert equal(a['E'], b['E']) and a['score'] == b['score']
+
+
+@pytest.mark.parametrize('flags', [['--ada-heuristic', 'rt', '--lecam'], ['--ada-heuristic', 'rv', '--advaug', 'gd']])
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_what_adapts_to_D_survives_a_stop_bit_for_bit(tmp_path, flags, ranks):
+    common = [*TINY, '--aug', 'ada', '--ada-kimg', '.2', '--ada-interval', '2', *flags, '--save-every', '50']
+    common += ['--lecam-start', '3'] if '--lecam' in flags else []
+    for name, stops in (('cut', ('5', '9')), ('whole', ('9',))):
+        for steps in stops:                                      # 5: between two adjustments of p
+            runs = process('train_sngan.py', *common, '--steps', steps, '--out', tmp_path / name, ranks=ranks)
+            for p in runs if ranks > 1 else [runs]:
+                text = p.communicate(timeout=120)[0]
+                assert p.returncode == 0, text
+    x, y = (loop.load(tmp_path / name / 'last.pt') for name in ('cut', 'whole'))
+    assert all(equal(x[k], y[k]) for k in ('G', 'D', 'E', 'opt', 'state'))
+    ada = x['state']['ada']
+    assert 0 <= ada['p'] <= .8 and ada['r'] and (ada['p'] or 'rv' in flags)
+    assert ('lecam' in x['state']) == ('--lecam' in flags)
+    log = loop.lines(tmp_path / 'whole' / 'log.jsonl')
+    assert log[-1]['ada_p'] == pytest.approx(ada['p'], rel=1e-5) and 'ada_r' in log[-1]
+
+
+def test_reals_alone_both_or_D_alone_are_augmented_as_asked(monkeypatch):
+    """A T that adds 1 shows where it was: in D's step on reals and fakes, and in G's step."""
+    monkeypatch.setattr(gan.augment, 'draw', lambda policy, x, p=None: lambda x: x + 1 if policy else x)
+
+    class Spy(torch.nn.Module):
+        def split(self, x, cut=0):
+            self.seen = x.detach().mean((1, 2, 3))
+            return x.mean((1, 2, 3)), lambda h: h
+
+        def forward(self, x):
+            return self.split(x)[0]
+    G = Namespace(split=lambda z, cut: (z, lambda h: torch.zeros(4, 3, 8, 8) + h.mean()))
+    for on, d_sees, g_sees in (('both', [1., 1.], 1.), ('real', [1., 0.], 0.), ('d', [1., 1.], 0.)):
+        args = train_sngan.get_args([*TINY, '--aug', 'diffaug', '--aug-on', on])
+        D, sums = Spy(), loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G')
+        gan.d_loss(D, torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), args, sums)
+        assert D.seen[[0, -1]].tolist() == d_sees
+        gan.g_loss(G, D, torch.zeros(4, 8), args, sums, contextlib.nullcontext)
+        assert D.seen[0] == g_sees
+
+
+def test_augmentation_that_cannot_be_is_refused(tmp_path, capsys):
+    for flags, word in ((['--ada-heuristic', 'rv', '--frac', '1.0', '--data', 'emoji'], 'rv needs held-out'),
+                        (['--aug-policy', 'bgcf', '--res', '16'], '21 px'), (['--res', '8'], '16 px')):
+        with pytest.raises(SystemExit) as e:
+            train(tmp_path, '--steps', '1', '--aug', 'ada', *flags)
+        assert e.value.code == 2 and word in capsys.readouterr().err
 
 
 def test_steps_can_be_added_to_a_finished_run(tmp_path):
