@@ -47,7 +47,7 @@ def add_flags(parser):
     a('--ada-p', type=float, help='fixed probability (default: it follows --ada-heuristic from 0 on)')
     a('--ada-heuristic', choices=['rt', 'rv'], default='rt',
       help="rt: the mean sign of D on training images; rv: D's gap between training and held-out images")
-    a('--ada-target', type=float, help='where p stays (default: rt 0.6, rv 0.5)')
+    a('--ada-target', type=float, help='where p stays (default: rt 0.6 or the preset\'s, rv 0.5)')
     a('--ada-kimg', type=float, default=500, help='thousands of reals in which p may rise by 1')
     a('--ada-interval', type=int, default=4, help='steps between adjustments of p')
     a('--ada-pmax', type=float, default=.8, help='bound of p: beyond 0.8 augmentations leak into the samples')
@@ -67,8 +67,8 @@ def contradiction(args, default):
             return f'{flag(name)} steers p, which --ada-p {args.ada_p} fixes: leave one out'
     if args.aug != 'none' and args.aug_policy is None:
         args.aug_policy = ','.join(PARTS) if args.aug == 'diffaug' else 'bgc'
-    if args.ada_heuristic == 'rv' and 'ada_target' not in changed or args.ada_target is None:
-        args.ada_target = .5 if args.ada_heuristic == 'rv' else .6
+    if args.ada_target is None:                                # a preset may bring its own for rt
+        args.ada_target = .5 if args.ada_heuristic == 'rv' else getattr(args, 'ada_rt_target', .6)
     if not 0 <= (args.ada_p or 0) <= 1 or not 0 < args.ada_pmax <= 1:
         return f'{flag("ada_p")} {flag("ada_pmax")}: use probabilities'
     if not -1 < args.ada_target < 1 or not 0 < args.ada_kimg < float('inf') or args.ada_interval < 1:

@@ -6,7 +6,7 @@ Use (see train_sngan.py, whose loop this serves):
     job.D.update(lambda part: gan.d_loss(job.D.net, x[part], fake, args, job.sums))
     job.observe()                                                                 # log, grid, score where they fall due
 
-    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))
+    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))  + R_LC
     G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(G1(z) + delta))))
 
 A conditional G or D takes classes y after its first argument; the same code serves both kinds.
@@ -14,7 +14,6 @@ A conditional G or D takes classes y after its first argument; the same code ser
 import copy
 import itertools
 import os
-from argparse import Namespace
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ def adopt(args, given, model, build, **defaults):
     if ticket and ticket['model'] != model:
         loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
     for name, default in defaults.items():
-        own, asked = ticket['args'][name] if ticket else getattr(args, name), getattr(given, name)
+        own, asked = ticket['args'][name] if ticket else getattr(args, name), getattr(given, name, None)
         if ticket and isinstance(asked, bool) and asked != own:                    # the shapes would not tell
             loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of --mask {args.mask} is "
                         'another, leave it out')
@@ -83,7 +82,7 @@ def adopt(args, given, model, build, **defaults):
         with torch.device('meta'):
             nets = dict(zip('GD', build(args)))
     except ValueError as e:
-        loop.refuse(f'{loop.flag(args, "res")}: {e}')
+        loop.refuse(f'--{e}')
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
@@ -99,9 +98,7 @@ def adopt(args, given, model, build, **defaults):
 
 def start(args, build):
     """G, D, masks {G, D} and hashes of what they come from: the seed, a ticket, or the weights of a checkpoint."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        G, D = build(args)
+    G, D = build(args)
     masks, facts = {'G': {}, 'D': {}}, {}
     if args.mask:
         ticket = read_ticket(args)
@@ -294,10 +291,11 @@ class Training:
                         'scores, give --metrics none')
         if self.extractor and 'fid' not in self.names:
             loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
-        try:
-            draw(args, torch.empty(1, 3, args.res, args.res), args.aug == 'ada' and Namespace(p=0.))
-        except ValueError as e:
-            loop.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
+        if args.aug == 'ada':
+            try:
+                augment.draw(args.aug_policy, torch.empty(1, 3, args.res, args.res), 0.)
+            except ValueError as e:
+                loop.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
         if args.aug == 'ada' and args.ada_heuristic == 'rv' and data.holdout is None:
             loop.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
         if 'is' in self.names and args.eval_samples < args.is_splits:
@@ -404,12 +402,13 @@ class Training:
         args, net = self.args, self.settled(64)
 
         def sample(repeat):
-            y = proportional(self.data.labels, args.eval_samples, repeat) if self.classes else None
-            def draw(a, b):
+            y = proportional(self.data.labels, args.eval_samples, repeat)
+
+            def batch(a, b):
                 self.run.interrupt()
                 z = loop.latents(range(repeat * 10 ** 6 + a, repeat * 10 ** 6 + b), self.z_dim, self.device)
-                return metrics.to_uint8(net(*self.of(z, y[a:b] if self.classes else None)))
-            return draw
+                return metrics.to_uint8(net(*self.of(z, y[a:b])))
+            return batch
         scores = [metrics.evaluate(sample(r), args.eval_samples, self.extractor, self.refs, self.names,
                                    args.eval_batch, splits=args.is_splits) for r in range(args.eval_repeats)]
         sparsity = {name: round(prune.sparsity(m), 4) for name, m in self.masks.items()}

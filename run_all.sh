@@ -29,7 +29,7 @@ script() { local name=$1; shift; run $LAUNCH "$name.py" "$@"; }
 
 demo() {
     local out=runs/demo${STEPS:+-$STEPS} steps=${STEPS:-1000}
-    local flags="--data emoji-faces --steps $steps --eval-every $(( (steps + 1) / 2 ))"
+    local flags="--data emoji-faces --steps $steps $(evals "$steps")"
     script find_ticket sngan $flags --rounds 2 --out $out/find --ticket $out/ticket.pt
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-advaug --advaug gd
@@ -59,13 +59,14 @@ group() {
 }
 evals() { echo "--eval-every $(( ($1 + EVALS - 1) / EVALS ))"; }
 place() { echo "runs/$1-$SCALE${STEPS:+-$STEPS}"; }
+shrink() {                          # without SCALE=paper: the small sets and steps, in the caller's variables
+    [ "$SCALE" = paper ] || sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600}
+}
 # sets MODEL DIR "DATA:FRAC ..." STEPS ROUNDS LEVELS WAYS: a group for each share of each data set, or the small ones
 sets() {
     local model=$1 dir=$2 sets=$3 steps=$4 rounds=$5 levels=$6 set small=; shift 6
-    if [ "$SCALE" != paper ]; then
-        sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600}
-        [ "$rounds" -le 3 ] || { rounds=3 levels="2 3"; }
-    fi
+    shrink
+    [ "$SCALE" = paper ] || [ "$rounds" -le 3 ] || { rounds=3 levels="2 3"; }
     for set in $sets; do
         group "$model" "$dir/${set/:/-}" "--data ${set%:*} --frac ${set#*:}$small" "$steps" "$rounds" "$levels" "$@"
     done
@@ -77,8 +78,10 @@ table3() {                          # the caption has two sparsities for three s
         diffaug diffaug-advaug twice diffaug-once
 }
 imagenet() {                        # DiffAugment's rows
-    local set sets="imagenet:1.0 imagenet:0.5 imagenet:0.25" small= steps=100000 twice=200000
-    [ "$SCALE" = paper ] || sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600} twice=$steps
+    local set sets="imagenet:1.0 imagenet:0.5 imagenet:0.25" small= steps=100000 twice
+    shrink
+    twice=$steps
+    [ "$SCALE" = paper ] && twice=$((2 * steps))
     for set in $sets; do
         local flags="--data ${set%:*} --frac ${set#*:}$small" dir=$(place imagenet)/${set/:/-}
         echo "train_biggan $flags --steps $steps $(evals $steps) --out $dir/dense"
@@ -94,7 +97,7 @@ fig4() {                            # SNGAN: the sparsity that is best depends o
 }
 table6() {                          # SNGAN: baseline, Gaussian noise, AdvAug
     local set sets="cifar10:1.0 cifar10:0.1" small= steps=50000
-    [ "$SCALE" = paper ] || sets="fashion-mnist:0.1 emoji:1.0" small=" --preset demo" steps=${STEPS:-600}
+    shrink
     for set in $sets; do
         local flags="--data ${set%:*} --frac ${set#*:}$small --steps $steps $(evals "$steps")"
         local row="train_sngan $flags" dir=$(place table6)/${set/:/-}

@@ -24,14 +24,14 @@ from data import images
 from models import biggan
 
 CIFAR = dict(steps=100000, batch=64, d_steps=5, lr_g=2e-4, lr_d=2e-4, betas=[.5, .999], adam_eps=1e-6, ema=.9999,
-             ema_start=1000, adv_step=.01, mirror=True, res=32, ada_target=.2, ada_kimg=1000)
+             ema_start=1000, adv_step=.01, mirror=True, res=32, ada_rt_target=.2, ada_kimg=1000)
 PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
     'cifar10': CIFAR,                                         # the released code's values: the paper swaps G's and D's
     'cifar100': CIFAR,                                        # learning rates of the next two
     'tiny-imagenet': {**CIFAR, 'batch': 256, 'd_steps': 1, 'lr_g': 1e-4, 'lr_d': 4e-4, 'betas': [0., .999],
-                      'ema_start': 20000, 'adv_step': .001, 'res': 64, 'ada_target': .1, 'ada_kimg': 500},
+                      'ema_start': 20000, 'adv_step': .001, 'res': 64, 'ada_rt_target': .1, 'ada_kimg': 500},
     'imagenet': {**CIFAR, 'batch': 256, 'd_steps': 2, 'lr_g': 5e-5, 'lr_d': 2e-4, 'betas': [0., .999],
-                 'ema_start': 20000, 'adv_step': .001, 'res': 128, 'ada_target': .1, 'ada_kimg': 500},
+                 'ema_start': 20000, 'adv_step': .001, 'res': 128, 'ada_rt_target': .1, 'ada_kimg': 500},
     'demo': {**CIFAR, 'ch_g': 16, 'ch_d': 16, 'steps': 1000, 'batch': 32, 'd_steps': 2, 'lr_g': 4e-4, 'lr_d': 4e-4,
              'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25,         # 15 minutes
              'ada_kimg': 3, 'lecam_start': 100},
@@ -49,8 +49,6 @@ def get_args(argv=None):
     a('--relu-shortcut', action=argparse.BooleanOptionalAction,
       help="D's shortcuts see ReLU(x), as released (default: x)")
     given = p.parse_known_args(argv)[0]
-    if given.res not in (None, 32, 64, 128) or given.narrow and given.res not in (None, 64):
-        loop.refuse(f'{loop.flag(given, "res")}: BigGAN makes 32, 64 or 128 pixels, and is --narrow at 64 only')
     for name in ('ch_g', 'ch_d'):
         if (getattr(given, name) or 8) % 8:
             loop.refuse(f'{loop.flag(given, name)} is not a multiple of 8, and attention takes an eighth of it')
@@ -66,7 +64,7 @@ def get_args(argv=None):
         loop.refuse(f'--data {args.data} has the classes {", ".join(names[:5])}: '
                     + ("images ('.') lie beside its class folders, put them into one" if '.' in names
                        else f'give --data {os.path.join(args.data, "train")}'))
-    args.classes, given.classes = len(names), None
+    args.classes = len(names)
     gan.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
               relu_shortcut=False)
     if args.classes != len(names):
@@ -110,8 +108,7 @@ def main(args):
     def d_step(part):
         with context():
             fake = G.net(z[part], y_fake[part])
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part],
-                              **adaptive)
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part], **adaptive)
 
     def g_step(part):
         return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)

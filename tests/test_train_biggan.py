@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_biggan import slow_D, slow_G
-from test_scripts import equal, process, same_runs, wait_for
+from test_scripts import equal, process, same_when_killed_in_round_1
 
 import find_ticket
 import gan
@@ -62,6 +61,9 @@ def ticket(tmp_path_factory):
     (['--data', 'cifar10', '--lr-g', '1e-3', '--no-mirror', '--ref', 'train', '--betas', '0', '.9'],
      dict(lr_g=1e-3, lr_d=2e-4, mirror=False, ref='train', betas=[0., .9])),
     (['--data', 'fashion-mnist'], dict(preset='demo', classes=10, ch_g=16, protocol=None)),
+    (['--data', 'cifar10', '--aug', 'ada'], dict(ada_target=.2, ada_kimg=1000, aug_policy='bgc')),
+    (['--data', 'cifar10', '--aug', 'ada', '--ada-heuristic', 'rv'], dict(ada_target=.5)),
+    (['--data', 'cifar10', '--aug', 'ada', '--ada-heuristic', 'rv', '--ada-target', '.2'], dict(ada_target=.2)),
     (['--data', 'fashion-mnist', '--preset', 'tiny-imagenet', '--narrow'], dict(
         preset='tiny-imagenet', res=64, batch=256, d_steps=1, lr_g=1e-4, lr_d=4e-4, betas=[0., .999], ema_start=20000,
         adv_step=.001, ch_g=80, narrow=True)),
@@ -101,8 +103,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, ticket, capsys):
     refused(capsys, lambda: call(['--data', str(tmp_path / 'split' / 'train')]), "('.') lie beside")
     refused(capsys, lambda: call(['--data', 'emoji-faces']), 'one class', 'train_sngan.py')
     refused(capsys, lambda: call([*TINY, '--res', '48']), '--res 48')
-    refused(capsys, lambda: call([*TINY, '--narrow', '--res', '32']), '--res 32', '--narrow')
-    refused(capsys, lambda: call([*TINY, '--narrow']), '--res 32', 'narrow True')
+    refused(capsys, lambda: call([*TINY, '--narrow', '--res', '32']), '--res 32, narrow True')
+    refused(capsys, lambda: call([*TINY, '--narrow']), '--res 32, narrow True')
     refused(capsys, lambda: call([*TINY, '--mask', ticket, '--relu-shortcut']), '--relu-shortcut', ticket)
     refused(capsys, lambda: call([*TINY, '--ch-d', '12']), '--ch-d 12')
     refused(capsys, lambda: call(['--data', two, '--mask', ticket]), '9 classes', 'has 2')
@@ -325,16 +327,7 @@ def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(tmp_path, t
 
 def test_ticket_finding_resumes_in_the_middle_of_a_round_bit_for_bit(tmp_path):
     flags = ['--rounds', '2', '--steps', '12', '--save-every', '3', *METHOD, '--ema-start', '2']
-    p = process('find_ticket.py', 'biggan', *TINY, *flags, '--out', tmp_path / 'cut', '--ticket', tmp_path / 'cut.pt')
-    wait_for(tmp_path / 'cut' / 'round1' / 'last.pt', p, 180)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    assert not os.path.exists(tmp_path / 'cut.pt') and not loop.load(tmp_path / 'cut' / 'round1' / 'last.pt')['done']
-    for name in ('cut', 'whole'):
-        find(tmp_path / name, *flags)
-    a, b = (loop.load(tmp_path / f'{n}.pt') for n in ('cut', 'whole'))
-    assert equal(a['mask'], b['mask']) and equal(a['init'], b['init'])
-    same_runs(tmp_path / 'cut' / 'round1', tmp_path / 'whole' / 'round1')
+    same_when_killed_in_round_1(tmp_path, find, 'biggan', *TINY, *flags)
 
 
 @pytest.mark.parametrize('flags', [[], ['--sync-bn', '--batch-gpu', '2', *METHOD]])
