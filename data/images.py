@@ -1,5 +1,5 @@
-"""Data sets as one uint8 tensor: CIFAR, Fashion-MNIST, the bundled emoji, and any folder or zip of images. Large ones
-(ImageNet, Tiny ImageNet, any folder) are converted to one file each, out of which batches are read.
+"""Data sets as one uint8 tensor: CIFAR, Fashion-MNIST, the bundled emoji, the 100-shot sets, and any folder or zip of
+images. Large ones (ImageNet, FFHQ, LSUN, any folder) are converted to one file each, out of which batches are read.
 
 Use:
     import numpy, os, images                                  # data.images inside the repository
@@ -12,13 +12,16 @@ Use:
     big = images.load(images.convert('photos', res=64), res=64)                    # the same, read as it is indexed
     for x in images.feed(big.images, [[0, 3], [2, 1, 4]], 'cpu'):                  # uint8 [2, 3, 64, 64], [3, ...]
         print(images.batch(x).shape)
+    images.suggest_res('photos')                                                   # 32, from the sizes of the files
 
 A subset is a prefix of one seeded permutation, stratified by class, so that 10 % lies inside 20 %.  Images of one group
-(the variants of one emoji) are never cut apart.  What the subset leaves out is held out.  Sub-folders are classes.
+(the variants of one emoji) are never cut apart.  What the subset leaves out is held out.  Sub-folders are classes,
+or the labels of a dataset.json are, as in the zips of StyleGAN2-ADA.
 
 To convert (killed, the same command continues):
     python data/images.py tiny-imagenet --root datasets --res 64                   # out of tiny-imagenet-200.zip
     python data/images.py imagenet --root /data/imagenet --res 128                 # out of train/ and val/
+    python data/images.py ffhq --root datasets --res 256                           # out of images1024x1024/
     python data/images.py photos/ --res 256                                        # then --data datasets/photos-256
 """
 import argparse
@@ -31,6 +34,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import time
 import types
@@ -45,10 +49,15 @@ from PIL import Image, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FASHION = '/usr/share/datasets/fashion-mnist'                 # where Debian's package dataset-fashion-mnist puts it
+SHOTS = {f'100-shot-{what}': 100 for what in ('obama', 'grumpy_cat', 'panda', 'bridge_of_sighs', 'medici_fountain',
+                                              'temple_of_heaven', 'wuzhen')}
+SHOTS |= {'AnimalFace-cat': 160, 'AnimalFace-dog': 389}       # images published with DiffAugment (Zhao et al. 2020)
 CONVERTED = ('tiny-imagenet', 'imagenet')
-NAMES = ('cifar10', 'cifar100', 'fashion-mnist', 'emoji', 'emoji-faces', *CONVERTED)
+NAMES = ('cifar10', 'cifar100', 'fashion-mnist', 'emoji', 'emoji-faces', *SHOTS, *CONVERTED, 'ffhq', 'lsun-cat')
 CLOTHES = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
 TINY = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+SHOT = 'https://data-efficient-gans.mit.edu/datasets'
+FFHQ = ('ffhq/images1024x1024', 'images1024x1024', 'ffhq/thumbnails128x128', 'ffhq', 'thumbnails128x128')
 CHUNK = 1024                                                  # files of a conversion between two records of it
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm')
 HEIC = ('.heic', '.heif', '.avif')
@@ -90,20 +99,22 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
     [M] or None, ref uint8 [R, ...] with ref_name, index (chosen rows of the whole set), fingerprint (hash), report
     (sentences), name, total. Images are tensors, or Rows of a converted set. plain: one skin tone per glyph of the
     emoji set, for class-conditional use. Exits 2 with a sentence on bad input."""
-    count = share(frac)
+    data, count = spelt(data), share(frac)
     if res < 8:
         refuse(f'--res {res} is too small: use 8 or more')
     train, test, classes, report = read(data, root, res, crop, strict)
     if plain and train['plain'] is not None:
         train = pick(train, np.flatnonzero(train['plain']))
     n = len(train['images'])
+    if n != SHOTS.get(data, n):
+        report.append(f'warning: {n} images of {data}, {SHOTS[data]} were published')
     keep, left = cut(train, count if isinstance(count, int) else int(round(count * n, 6)), seed, subset, holdout)
     if not len(keep):
         refuse(f'--frac {frac} leaves none of the {n} images: use a larger share, or a number of images')
     chosen = pick(train, keep)
     held = test if test and not holdout else pick(train, left)
     few = data == 'emoji-faces'                               # few-shot (the paper's 5.3): scores against the shots
-    which = ref if ref != 'auto' else 'test' if test and not few else 'train'
+    which = ref if ref != 'auto' else 'test' if test and not few else 'all' if unsorted(data) else 'train'
     if which == 'test' and not test:
         refuse(f'--ref test: {data} has no test split; use --ref train or --ref all')
     name = data if data in NAMES else os.path.basename(data.rstrip('/'))
@@ -123,6 +134,7 @@ def names(data, root='datasets', res=32):
     """The class names of --data without its images, as many as `load` has (cifar: numbers, its names are not here).
 
     Exits 2 with a sentence when the set is not there."""
+    data = spelt(data)
     if data in ('cifar10', 'cifar100'):
         return [str(i) for i in range(int(data[5:]))]
     if data in ('fashion-mnist', 'emoji-faces'):
@@ -133,6 +145,31 @@ def names(data, root='datasets', res=32):
     if known or data != 'tiny-imagenet' and is_set(data):
         return known or converted(data, root, res, 'centre', False)[2]
     return source(data, root)[1]
+
+
+def suggest_res(data, root='datasets', least=32, most=256):
+    """The resolution of --data where --res is not given: that of a named or converted set; of a folder or zip the
+    largest power of two up to the median shorter side, within least and most.
+
+    Reads the heads of some files. Exits 2 with a sentence when the set is not there."""
+    data = spelt(data)
+    if data in NAMES or unsorted(data):
+        small = {'emoji-faces': 128, 'tiny-imagenet': 64, 'imagenet': 128}
+        return small.get(data, 256 if data in SHOTS or unsorted(data) else 32)
+    if known := read_json(f'{data}/set.json').get('res'):
+        return known
+    splits, _, opener = source(data, root)
+    sides = [min(size) for size in survey(splits['train'][0], opener)]
+    return min(most, max(least, 2 ** int(np.log2(np.median(sides or [least])))))
+
+
+def survey(names, opener, most=500):
+    """(width, height) of up to `most` of the images, evenly spread, from their heads; unreadable ones are left out."""
+    sizes = []
+    for name in names[::-(-len(names) // most)]:
+        with contextlib.suppress(Exception):                  # of every kind, see decode
+            sizes.append(Image.open(io.BytesIO(opener(name))).size)
+    return sizes
 
 
 def share(frac):
@@ -206,7 +243,9 @@ def read(data, root, res, crop, strict):
             torch.distributed.barrier()
     if is_set(data):
         return converted(data, root, res, crop, strict)
-    return folder(data, res, crop, strict)
+    if data in SHOTS and crop == 'pad':
+        refuse(f'--crop pad: {data} is resized without a crop, as published; leave it out')
+    return folder(data, root, res, 'none' if data in SHOTS else crop, strict)
 
 
 def resize(x, res):
@@ -282,9 +321,11 @@ def emoji(name, res):
 
 
 def square(im, res, crop):
-    """An RGB PIL image as uint8 [3, res, res], cropped to its centre or padded with white, antialiased."""
+    """An RGB PIL image as uint8 [3, res, res], cropped to its centre, padded with white or squeezed, antialiased."""
     if crop == 'centre':
         im = ImageOps.fit(im, (res, res), Image.LANCZOS)
+    elif crop == 'none':
+        im = im.resize((res, res), Image.LANCZOS)
     else:
         im = ImageOps.pad(im, (res, res), Image.LANCZOS, color=(255, 255, 255))
     return np.asarray(im).transpose(2, 0, 1)
@@ -330,20 +371,53 @@ def listing(path):
 
 
 def pictures(path):
-    """As `source`, of a folder or zip: the first folder below the common one is the class, readable or not."""
+    """As `source`, of a folder or zip: the first folder below the common one is the class, readable or not, unless a
+    dataset.json says what is."""
     if not os.path.exists(path):
         refuse(f"--data {path} is neither a folder or zip of images nor one of {', '.join(NAMES)}")
-    names, opener = listing(path)
-    names = [n for n in names if n.lower().endswith(ENDINGS + HEIC)]
+    files, opener = listing(path)
+    names = [n for n in files if n.lower().endswith(ENDINGS + HEIC)]
     if not names:
+        refuse_lmdb(path, files)
         refuse(f'--data {path} holds no image ({", ".join(ENDINGS)})')
-    folders = [os.path.dirname(n.lstrip('/')) for n in names]
-    every = set(folders)
-    common = os.path.commonpath(every) if all(every) else ''
-    kind = {d: os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in every}
-    classes = sorted(set(kind.values()))
-    number = {d: classes.index(k) for d, k in kind.items()}
-    return {'train': (names, [number[d] for d in folders])}, classes, opener
+    kinds = numbers(path, names, opener) if 'dataset.json' in files else None
+    if kinds is None:
+        folders = [os.path.dirname(n.lstrip('/')) for n in names]
+        every = set(folders)
+        common = os.path.commonpath(every) if all(every) else ''
+        kind = {d: os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in every}
+        kinds = [kind[d] for d in folders]
+    classes = sorted(set(kinds))
+    number = {k: i for i, k in enumerate(classes)}
+    return {'train': (names, [number[k] for k in kinds])}, [str(k) for k in classes], opener
+
+
+def numbers(path, names, opener):
+    """The classes of images by NVIDIA's dataset.json, {"labels": [[name, number], ...]}, of none where that is null;
+    None for a file of another form."""
+    try:
+        known = json.loads(opener('dataset.json'))['labels']
+    except (ValueError, KeyError, TypeError):
+        return None
+    try:
+        known = dict(known or dict.fromkeys(names, 0))
+        return [int(known[n.replace(os.sep, '/')]) for n in names]
+    except (ValueError, KeyError, TypeError) as e:
+        refuse(f'--data {path}: its dataset.json does not give every image the number of a class ({type(e).__name__}: '
+               f'{e}); mend it, or remove it to have folders as classes')
+
+
+def refuse_lmdb(path, files):
+    """Exit code 2 if the images are in an LMDB, with the command that writes them out into a folder of it."""
+    inside = next((os.path.dirname(n) for n in files if os.path.basename(n) == 'data.mdb'), None)
+    if inside is not None and not os.path.isdir(path):
+        refuse(f'--data {path} is a packed LMDB: unpack it to {os.path.splitext(path)[0]}, then the same command again')
+    if inside is not None:                                    # 200,000 images of LSUN, as Karras et al. 2020
+        command = (f"import lmdb, os; os.mkdir('{path}/images'); [open(f'{path}/images/{{k.hex()}}.webp', 'wb')"
+                   f".write(x) for _, (k, x) in zip(range(200000), lmdb.open('{os.path.join(path, inside)}', "
+                   "readonly=True, lock=False).begin().cursor())]")
+        refuse(f'--data {path} holds an LMDB: pip install lmdb, write its images out with python -c "{command}", then '
+               'the same command again')
 
 
 def decode(name, opener, shape):
@@ -357,22 +431,53 @@ def decode(name, opener, shape):
         return None, (str(e) or type(e).__name__).split(' <')[0]                   # without the address of a BytesIO
 
 
-def folder(path, res, crop, strict):
-    """Every readable image of a folder or zip."""
-    splits, classes, opener = pictures(path)
+def folder(data, root, res, crop, strict):
+    """Every readable image of a folder or zip, or of a few-shot set."""
+    splits, classes, opener = source(data, root)
     names, labels = splits['train']
+    shape = lambda im: (square(im, res, crop), im.size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:                  # PIL decodes outside the GIL
-        decoded = list(pool.map(lambda name: decode(name, opener, lambda im: square(im, res, crop)), names))
-    good = [(x, y) for y, (x, _) in zip(labels, decoded) if x is not None]
+        decoded = list(pool.map(lambda name: decode(name, opener, shape), names))
+    good = [(*x, n, y) for n, y, (x, _) in zip(names, labels, decoded) if x is not None]
     bad = [f'{n} ({why})' for n, (x, why) in zip(names, decoded) if x is None]
     if bad and strict:
-        refuse(f'--strict: {len(bad)} of {len(names)} images in {path} cannot be read: {"; ".join(bad[:5])}')
+        refuse(f'--strict: {len(bad)} of {len(names)} images in {data} cannot be read: {"; ".join(bad[:5])}')
     if not good:
-        refuse(f'--data {path} holds no image that can be read ({", ".join(ENDINGS)}): {"; ".join(bad[:5])}')
+        refuse(f'--data {data} holds no image that can be read ({", ".join(ENDINGS)}): {"; ".join(bad[:5])}')
     kinds = collections.Counter(why for x, why in decoded if x is not None)
-    report = [f'{path}: {len(good)} images read: ' + '; '.join(f'{n} x {k}' for k, n in kinds.most_common())]
-    whole = part(torch.from_numpy(np.stack([x for x, _ in good])), [y for _, y in good])
-    return whole, None, classes, report + skipped(bad)
+    report = [f'{data}: {len(good)} images read: ' + '; '.join(f'{n} x {k}' for k, n in kinds.most_common())]
+    x, sizes, names, labels = zip(*good)
+    x = np.stack(x)                                           # [N, 3, res, res]
+    report += skipped(bad) + measured(sizes, res, crop) + remarks(x, names)
+    return part(torch.from_numpy(x), labels), None, classes, report
+
+
+def measured(sizes, res, crop):
+    """Sentences on images by their sizes, (width, height) each: how large, what --crop and --res do to them."""
+    short = np.array([min(size) for size in sizes])
+    ratio = np.array([max(size) for size in sizes]) / short
+    odd, small = int((ratio > 1).sum()), int((short < res).sum())
+    fate = {'centre': 'cut to their centre', 'pad': 'padded with white', 'none': 'squeezed'}[crop]
+    lines = [f'shorter sides of {len(sizes)} images: {short.min()} to {short.max()} px, median {np.median(short):g}; '
+             + (f'{odd} not square ({ratio.max():.3g} : 1), {fate}' if odd else 'all square')]
+    if small:
+        lines.append(f'warning: {small} of these {len(sizes)} are smaller than --res {res} and were enlarged')
+    if len(sizes) < 10:
+        lines.append(f'warning: {len(sizes)} images are few, a GAN learns them by heart')
+    return lines
+
+
+def remarks(x, names):
+    """Sentences on uint8 images x [N, 3, res, res]: which are the same, and whether all are grey."""
+    same, lines = collections.defaultdict(list), []
+    for name, row in zip(names, x):
+        same[hashlib.sha256(row.tobytes()).digest()].append(name)
+    if len(same) < len(x):
+        twins = [' = '.join(group[:3]) for group in same.values() if len(group) > 1]
+        lines.append(f'warning: {len(x) - len(same)} duplicates at {x.shape[2]} px: {"; ".join(twins[:10])}')
+    if all((row == row[:1]).all() for row in x):
+        lines.append('warning: all images are grey')
+    return lines
 
 
 def skipped(bad):
@@ -420,17 +525,52 @@ def imagenet(root):
 
 def source(data, root):
     """What there is to convert: {split: (names, labels)}, class names, opener(name)."""
-    return {'tiny-imagenet': tiny, 'imagenet': imagenet}[data](root) if data in CONVERTED else pictures(data)
+    if data in CONVERTED:
+        return {'tiny-imagenet': tiny, 'imagenet': imagenet}[data](root)
+    path = locate(data, root)
+    splits, classes, opener = pictures(path)
+    if path == data:
+        return splits, classes, opener
+    return {'train': (splits['train'][0], [0] * len(splits['train'][0]))}, [data], opener    # 00000/ is no class
+
+
+def spelt(data):
+    """The name of a few-shot set as it was published, whatever its case; another --data as it is."""
+    return {name.lower(): name for name in SHOTS}.get(data.lower(), data)
+
+
+def unsorted(data):
+    """Whether --data is ffhq or lsun-CATEGORY: many images, of no classes, to be converted."""
+    return bool(re.fullmatch('ffhq|lsun-[a-z_]+', data))
+
+
+def large(data):
+    """Whether --data names a set that is read as it was converted."""
+    return data in CONVERTED or unsorted(data)
+
+
+def locate(data, root):
+    """The folder or zip of --data: for a few-shot set, ffhq and lsun-* in --root, else itself. Exits 2 without one."""
+    if data not in SHOTS and not unsorted(data):
+        return data
+    paths = [f'{root}/{top}{zipped}' for top in (FFHQ if data == 'ffhq' else [data]) for zipped in ('', '.zip')]
+    path = next((p for p in paths if os.path.exists(p)), None)
+    if path is None:
+        where = (f'{SHOT}/{data}.zip' if data in SHOTS else 'images1024x1024 of https://github.com/NVlabs/ffhq-dataset'
+                 if data == 'ffhq' else f'{data[5:]} with https://github.com/fyu/lsun')
+        refuse(f'--data {data} is not in --root {root}: get {where} and put it at {root}/{data}.zip, or unpacked at '
+               f'{root}/{data}/')
+    return path
 
 
 def is_set(data):
     """Whether --data is to be read from a converted set, be it finished or not."""
-    return data in CONVERTED or any(os.path.exists(f'{data}/{file}') for file in ('set.json', 'train.part.json'))
+    return large(data) or any(os.path.exists(f'{data}/{file}') for file in ('set.json', 'train.part.json'))
 
 
 def place(data, root, res):
     """Where the converted set of --data lies, or will lie."""
-    if is_set(data) and data not in CONVERTED:
+    if is_set(data) and not large(data):
         return data
     return f"{root}/{os.path.basename(os.path.abspath(data)).removesuffix('.zip')}-{res}"
 
@@ -461,7 +601,7 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
 
     There: set.json, and for train and val SPLIT.npy uint8 [N, 3, res, res] and SPLIT-labels.npy int64 [N]. Killed, it
     continues where it was, to the same bytes in the end. Exits 2 with a sentence on bad input."""
-    named, out = data in CONVERTED, out or place(data, root, res)
+    named, out = large(data), out or place(data, root, res)
     if not named and (data in NAMES or is_set(data)):
         refuse(f'{data} needs no conversion: train with --data {data} as it is')
     if named and crop == 'pad':
@@ -471,9 +611,10 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
     if os.path.realpath(out) == os.path.realpath(data):
         refuse(f'--out {out} is the folder of the images: name another place')
     splits, classes, opener = source(data, root)
-    shape = (lambda im: central(im, res)) if named else lambda im: square(im, res, crop)
+    bilinear = data in CONVERTED
+    shape = (lambda im: central(im, res)) if bilinear else lambda im: square(im, res, crop)
     name = os.path.basename(place(data, root, res))
-    info = {'name': name, 'res': res, 'source': f"{name}: {crop}, {'bilinear' if named else 'Lanczos'}"}
+    info = {'name': name, 'res': res, 'source': f"{name}: {crop}, {'bilinear' if bilinear else 'Lanczos'}"}
     info['plan'] = hashlib.sha256(json.dumps([CHUNK, info, classes, splits]).encode()).hexdigest()
     jobs = dict(load=lambda name: decode(name, opener, shape), workers=workers or os.cpu_count() or 1, strict=strict)
     try:
@@ -483,6 +624,8 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
                 import fcntl
                 fcntl.flock(lock, fcntl.LOCK_EX)              # a second run waits, then finds the set
             if read_json(f'{out}/set.json').get('plan') != info['plan']:
+                sizes = survey(splits['train'][0], opener)
+                info['notes'] = measured(sizes, res, crop) if sizes else []
                 write(out, info, classes, splits, jobs)
             for path in glob.glob(f'{glob.escape(out)}/*.part.json'):
                 os.remove(path)
@@ -586,8 +729,9 @@ def converted(data, root, res, crop, strict):
     path = place(data, root, res)
     info = read_json(f'{path}/set.json')
     if not info:
+        locate(data, root)
         fix = f'run python data/images.py {data} --root {root} --res {res}'
-        refuse(f'--data {data} is not converted to --res {res} in --root {root}: {fix}' if data in CONVERTED else
+        refuse(f'--data {data} is not converted to --res {res} in --root {root}: {fix}' if large(data) else
                f'--data {data} is a conversion that was cut off: the command that began it continues')
     if info['res'] != res:
         refuse(f'--res {res}: {data} holds images of {info["res"]} px; use --res {info["res"]}, or convert it anew')
@@ -603,7 +747,7 @@ def converted(data, root, res, crop, strict):
             refuse(f'--data {data}: {path} is damaged ({e}): remove it and convert it again')
         splits[split] = part(Rows(np.asarray(x), np.arange(len(x)), entry['digest']), y)
         report += skipped(entry['skipped'])
-    return splits['train'], splits.get('val'), info['classes'], report
+    return splits['train'], splits.get('val'), info['classes'], report + info.get('notes', [])
 
 
 class Rows:
@@ -701,7 +845,7 @@ def main(argv=None):
     """Converts a large set, and says what is in it."""
     p = argparse.ArgumentParser(description='Convert images to be read by rows; see the top of this file.')
     a = p.add_argument
-    a('data', metavar='NAME|FOLDER|ZIP', help=f"{', '.join(CONVERTED)}, or images (sub-folders are classes)")
+    a('data', metavar='NAME|FOLDER|ZIP', help=f"{', '.join(CONVERTED)}, ffhq, lsun-..., or images (folders: classes)")
     a('--root', default='datasets', help='where named sets lie, and where the converted one goes, as ROOT/NAME-RES')
     a('--res', type=int, required=True, help='resolution')
     a('--out', metavar='DIR', help='another place for the converted set')
@@ -709,8 +853,10 @@ def main(argv=None):
     a('--strict', action='store_true', help='stop at the first image that cannot be read')
     a('--workers', type=int, help='threads (default: one a core)')
     out = convert(**vars(p.parse_args(argv)))
-    for split, entry in read_json(f'{out}/set.json')['splits'].items():
+    info = read_json(f'{out}/set.json')
+    for split, entry in info['splits'].items():
         print(f"{out}: {entry['n']} images in {split}", *skipped(entry['skipped']), sep='\n')
+    print(*info.get('notes', []), sep='\n')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections import defaultdict
 
 import numpy as np
@@ -695,3 +696,182 @@ def test_names_are_as_many_as_classes(tmp_path, monkeypatch):
         assert found == images.load(data, root, res=16).classes and len(found) == count
     assert images.load(str(tmp_path / 'p'), res=16).labels.tolist() == [0, 2]
     assert len(images.names('cifar10')) == 10 and len(images.names('cifar100')) == 100
+
+
+def pack(folder, path, top=''):
+    """The files of a folder as an uncompressed zip."""
+    with zipfile.ZipFile(path, 'w') as z:
+        for d, _, files in os.walk(folder):
+            for f in sorted(files):
+                z.write(os.path.join(d, f), os.path.join(top, os.path.relpath(os.path.join(d, f), folder)))
+
+
+@pytest.mark.parametrize('name, n, form', [
+    ('100-shot-obama', 100, 'zip'), ('100-shot-grumpy_cat', 99, 'folder'), ('100-shot-panda', 100, 'img'),
+    ('animalface-dog', 389, 'zip'), ('AnimalFace-cat', 160, 'zipped folder')])
+def test_few_shot_sets_come_from_their_zip_or_folder_and_are_scored_against_themselves(name, n, form, tmp_path):
+    published = name.replace('animalface', 'AnimalFace')
+    at = tmp_path / published / ('img' if form == 'img' else '.')
+    for i in range(n):                                           # as published, JPEG by number; but not square
+        noise(at / f'{i}.jpg', (20, 12), seed=i)
+    if 'zip' in form:
+        pack(tmp_path / published, tmp_path / f'{published}.zip', published if 'folder' in form else '')
+        one = decoded(at / '0.jpg')
+        os.rename(tmp_path / published, tmp_path / 'elsewhere')
+    else:
+        one = decoded(at / '0.jpg')
+    assert images.suggest_res(name, str(tmp_path)) == 256 and images.names(name, str(tmp_path)) == [published]
+    d = images.load(name, str(tmp_path), res=8)
+    assert d.name == published and d.classes == [published] and not d.labels.any() and d.holdout is None
+    assert d.ref_name == f'{published}-train' and len(d.images) == d.total == n and torch.equal(d.ref, d.images)
+    whole = Image.fromarray(one.permute(1, 2, 0).numpy()).resize((8, 8), Image.LANCZOS)
+    assert (d.images[0].permute(1, 2, 0).numpy() == np.asarray(whole)).all()       # squeezed, nothing cut off
+    text = '\n'.join(d.report)
+    assert ('99 images of 100-shot-grumpy_cat, 100 were published' in text) == (n == 99) and 'squeezed' in text
+    half = images.load(name, str(tmp_path), res=8, frac=10)
+    assert len(half.ref) == 10 and len(half.holdout) == n - 10
+
+
+@pytest.mark.parametrize('call, words', [
+    (dict(data='100-shot-wuzhen'), ['https://data-efficient-gans.mit.edu/datasets/100-shot-wuzhen.zip', '--root']),
+    (dict(data='animalface-cat'), ['AnimalFace-cat.zip', '--root']),
+    (dict(data='100-shot-panda', crop='pad'), ['--crop pad', 'leave it out']),
+    (dict(data='ffhq', root='NONE'), ['https://github.com/NVlabs/ffhq-dataset', 'NONE/ffhq.zip']),
+    (dict(data='ffhq', crop='pad', out='x'), ['--crop pad']), (dict(data='ffhq'), ['run python data/images.py ffhq']),
+    (dict(data='lsun-church_outdoor'), ['https://github.com/fyu/lsun', 'lsun-church_outdoor/']),
+    (dict(data='lsun-cat', out='x'), ['lsun-cat.zip is a packed LMDB', 'unpack it']),
+    (dict(data='LMDB'), ['pip install lmdb', "lmdb.open('"]), (dict(data='lsun-1'), ['neither a folder', 'lsun-cat']),
+    (dict(data='PART'), ['dataset.json', 'b.png']), (dict(data='VECTOR'), ['dataset.json'])])
+def test_photographs_that_are_not_there_or_not_images_are_refused(call, words, tmp_path, capsys):
+    for name in ('PART', 'VECTOR', 'ffhq', '100-shot-panda'):
+        noise(tmp_path / name / 'a.png', kind='PNG'), noise(tmp_path / name / 'b.png', kind='PNG')
+    (tmp_path / 'PART' / 'dataset.json').write_text('{"labels": [["a.png", 3]]}')
+    (tmp_path / 'VECTOR' / 'dataset.json').write_text('{"labels": [["a.png", [0, 1]], ["b.png", [1, 0]]]}')
+    os.makedirs(tmp_path / 'LMDB' / 'cat')
+    (tmp_path / 'LMDB' / 'cat' / 'data.mdb').write_bytes(b'')
+    pack(tmp_path / 'LMDB', tmp_path / 'lsun-cat.zip')
+    call = {'root': str(tmp_path), **{k: str(tmp_path / v) if str(v).isupper() else v for k, v in call.items()}}
+    with pytest.raises(SystemExit) as e:
+        (images.convert if 'out' in call else images.load)(**call)
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
+    for word in words:
+        assert word in error, (word, error)
+
+
+def test_the_command_that_empties_an_lmdb_works_as_printed(tmp_path, capsys):
+    folder = tmp_path / 'lsun-cat'
+    os.makedirs(folder / 'cat')
+    (folder / 'cat' / 'data.mdb').write_bytes(b'')
+    for i in range(3):
+        noise(tmp_path / f'{i}.jpg', seed=i)
+    (tmp_path / 'lmdb.py').write_text(                           # what the command needs of the real one
+        'import types\ndef open(path, readonly, lock):\n'
+        f'    assert path == {str(folder / "cat")!r} and readonly and not lock\n'
+        "    read = lambda i: __import__('io').open(f'{__file__[:-7]}{i}.jpg', 'rb').read()\n"
+        '    txn = types.SimpleNamespace(cursor=lambda: iter([(bytes([i]), read(i)) for i in range(3)]))\n'
+        '    return types.SimpleNamespace(begin=lambda: txn)\n')
+    with pytest.raises(SystemExit):
+        images.convert('lsun-cat', str(tmp_path), 32)
+    command = re.search('python -c "(.*)", then', capsys.readouterr().err).group(1)
+    subprocess.run([sys.executable, '-c', command], cwd=tmp_path, check=True)
+    images.convert('lsun-cat', str(tmp_path), 32)
+    d = images.load('lsun-cat', str(tmp_path), res=32)
+    assert len(d.images) == 3 and d.classes == ['lsun-cat'] and isinstance(d.images, images.Rows)
+    one = Image.open(tmp_path / '1.jpg').resize((32, 32), Image.LANCZOS)
+    assert (d.images[1].permute(1, 2, 0).numpy() == np.asarray(one)).all()
+
+
+@pytest.mark.parametrize('place', ['ffhq', 'ffhq/images1024x1024', 'images1024x1024', 'thumbnails128x128', 'ffhq.zip',
+                                   'ffhq256x256.zip as ffhq.zip'])
+def test_ffhq_is_found_as_it_is_published_and_converted_without_classes(place, tmp_path):
+    at = tmp_path / ('raw' if 'zip' in place else place)
+    for i in range(6):
+        noise(at / f'{i // 2 * 1000:05d}' / f'{i:05d}.png', (32, 32), seed=i, kind='PNG')
+    if 'images' in place:                                        # beside them lie others, which are not meant
+        noise(at.parent / 'thumbnails128x128' / '00000' / '00000.png', seed=9, kind='PNG')
+        noise(at.parent / 'in-the-wild-images' / '00000' / '00000.png', seed=9, kind='PNG')
+    if 'as' in place:
+        (at / 'dataset.json').write_text('{"labels": null}')
+    if 'zip' in place:
+        pack(at, tmp_path / 'ffhq.zip')
+    root = str(tmp_path)
+    assert images.suggest_res('ffhq', root) == 256 and images.convert('ffhq', root, 64) == f'{root}/ffhq-64'
+    d = images.load('ffhq', root, res=64, frac=2)
+    assert d.classes == images.names('ffhq', root, 64) == ['ffhq'] and d.total == 6 and not d.labels.any()
+    assert len(d.images) == 2 and len(d.holdout) == 4 and len(d.ref) == 6 and d.ref_name == 'ffhq-all'
+    assert 'warning: 6 of these 6 are smaller than --res 64 and were enlarged' in d.report
+    images.convert('ffhq', root, 32)
+    x = images.load('ffhq', root, res=32).images
+    assert len(x) == 6 and torch.equal(x[5], decoded(at / '02000' / '00005.png'))
+
+
+@pytest.mark.parametrize('sides, res', [((63, 64, 65), 64), ((63, 63, 900), 32), ((12, 13, 14), 32), ((500,) * 3, 256),
+                                        ((200, 256, 256, 300), 256), ((127, 128), 64)])
+def test_the_suggested_resolution_is_the_power_of_two_below_the_median_shorter_side(sides, res, tmp_path):
+    for i, side in enumerate(sides):
+        Image.new('RGB', (side, side + 40 * i)).save(tmp_path / f'{i}.png')
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    assert images.suggest_res(str(tmp_path)) == res
+    pack(tmp_path, tmp_path / 'all.zip')
+    assert images.suggest_res(str(tmp_path / 'all.zip')) == res
+
+
+def test_the_suggested_resolution_of_named_and_converted_sets_is_their_own(tmp_path):
+    known = dict(cifar10=32, emoji=32, imagenet=128, ffhq=256) | {'emoji-faces': 128, 'tiny-imagenet': 64,
+                                                                  'lsun-bedroom': 256, 'AnimalFace-cat': 256}
+    assert {name: images.suggest_res(name, str(tmp_path)) for name in known} == known
+    assert images.suggest_res(write_set(tmp_path / 's', 4, 48)) == 48
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    assert images.suggest_res(str(tmp_path)) == 32               # which load then refuses
+
+
+def test_a_survey_reads_heads_of_some_files_evenly_spread():
+    def head(i):                                                 # a PNG without a single pixel
+        chunk = b'IHDR' + struct.pack('>2I5B', 10 + i, 500, 8, 2, 0, 0, 0)
+        return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + struct.pack('>2I', zlib.crc32(chunk), 9) + b'IDAT'
+    read = []
+    found = images.survey(list(range(1999)), lambda i: read.append(i) or head(i))
+    assert read == list(range(0, 1999, 4)) and found == [(10 + i, 500) for i in read]
+    assert len(images.survey(list(range(500)), head)) == 500
+
+
+def test_the_report_says_sizes_duplicates_and_what_may_spoil_a_training(tmp_path):
+    for i in range(10):
+        noise(tmp_path / 'good' / f'{i}.png', (40 + 4 * i, 40), seed=i, kind='PNG')
+    lines = images.load(str(tmp_path / 'good'), res=32).report
+    assert 'shorter sides of 10 images: 40 to 40 px, median 40; 9 not square (1.9 : 1), cut to their centre' in lines
+    assert not any('warning' in line for line in lines)
+    assert any('padded with white' in line for line in images.load(str(tmp_path / 'good'), res=32, crop='pad').report)
+    for i, (side, seed) in enumerate([(16, 1), (16, 2), (31, 3), (64, 3), (16, 2)]):
+        noise(tmp_path / 'bad' / f'{i}.png', (side, side), mode='L', seed=seed, kind='PNG')
+    Image.open(tmp_path / 'bad' / '0.png').convert('RGBA').save(tmp_path / 'bad' / 'again.png')
+    lines = images.load(str(tmp_path / 'bad'), res=32).report
+    assert 'shorter sides of 6 images: 16 to 64 px, median 16; all square' in lines
+    assert 'warning: 5 of these 6 are smaller than --res 32 and were enlarged' in lines
+    assert 'warning: 2 duplicates at 32 px: 0.png = again.png; 1.png = 4.png' in lines
+    assert 'warning: 6 images are few, a GAN learns them by heart' in lines and 'warning: all images are grey' in lines
+    noise(tmp_path / 'bad' / 'colour.png', kind='PNG')
+    assert not any('grey' in line for line in images.load(str(tmp_path / 'bad'), res=32).report)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_the_labels_of_a_dataset_json_are_the_classes(zipped, tmp_path):
+    folder = tmp_path / 'set'
+    files = [f'{i // 4:05d}/img{i:08d}.png' for i in range(8)]
+    for i, f in enumerate(files):
+        noise(folder / f, (16, 16), seed=i, kind='PNG')
+
+    def load(text):
+        (folder / 'dataset.json').write_text(text)
+        pack(folder, tmp_path / 'set.zip')
+        path = str(tmp_path / 'set.zip' if zipped else folder)
+        d = images.load(path, res=16)
+        assert d.classes == images.names(path) and torch.equal(d.images[7], decoded(folder / files[7]))
+        return d
+    of = dict(zip(files, (10, 2, 2, 10, 0, 0, 2, 10)))
+    d = load(__import__('json').dumps({'labels': sorted(of.items(), key=lambda pair: pair[1])}))
+    assert d.classes == ['0', '2', '10'] and d.labels.tolist() == [2, 1, 1, 2, 0, 0, 1, 2]
+    assert load('{"labels": null}').classes == ['0']             # its folders are numbers, not classes
+    for other in ('[1, 2]', '{"name": "mine"}', 'no json'):      # somebody else's file of that name
+        assert load(other).classes == ['00000', '00001']
