@@ -802,8 +802,10 @@ def test_ffhq_is_found_as_it_is_published_and_converted_without_classes(place, t
     assert len(d.images) == 2 and len(d.holdout) == 4 and len(d.ref) == 6 and d.ref_name == 'ffhq-all'
     assert 'warning: 6 of these 6 are smaller than --res 64 and were enlarged' in d.report
     images.convert('ffhq', root, 32)
-    x = images.load('ffhq', root, res=32).images
-    assert len(x) == 6 and torch.equal(x[5], decoded(at / '02000' / '00005.png'))
+    d = images.load('ffhq', root, res=32)
+    x = d.images
+    assert not any('enlarged' in line for line in d.report) and len(x) == 6
+    assert torch.equal(x[5], decoded(at / '02000' / '00005.png'))
 
 
 @pytest.mark.parametrize('sides, res', [((63, 64, 65), 64), ((63, 63, 900), 32), ((12, 13, 14), 32), ((500,) * 3, 256),
