@@ -58,10 +58,6 @@ def read_ticket(args):
     return loop.read(args.mask, f'--mask {args.mask}', 'model', 'args', 'init', 'mask', 'data')
 
 
-def read_weights(args):
-    return loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
-
-
 def adopt(args, given, model, build, **defaults):
     """Complete the flags that shape the networks: as given, else the ticket's, else the preset's, else these defaults.
 
@@ -69,8 +65,9 @@ def adopt(args, given, model, build, **defaults):
     ticket = read_ticket(args) if args.mask else None
     if ticket and ticket['model'] != model:
         loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
+    shaped = ticket or args.init_from and loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     for name, default in defaults.items():
-        own, asked = ticket['args'][name] if ticket else getattr(args, name), getattr(given, name, None)
+        own, asked = shaped['args'].get(name) if shaped else getattr(args, name), getattr(given, name, None)
         if ticket and isinstance(asked, bool) and asked != own:                    # the shapes would not tell
             loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of --mask {args.mask} is "
                         'another, leave it out')
@@ -91,8 +88,6 @@ def adopt(args, given, model, build, **defaults):
             loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
                         'leave out --ch-g, --ch-d and --res, the ticket has its own')
     args.ch_g, args.ch_d = (net.ch for net in nets.values())
-    if args.init_from:
-        read_weights(args)
     return args
 
 
@@ -105,7 +100,7 @@ def start(args, build):
         G.load_state_dict(ticket['init']['G']), D.load_state_dict(ticket['init']['D'])
         masks, facts['mask_hash'] = ticket['mask'], loop.digest({k: ticket[k] for k in ('init', 'mask')})
     if args.init_from:
-        weights = read_weights(args)
+        weights = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
         for name, net in (('G', G), ('D', D)):
             if sentence := prune.mismatch(net, weights[name], {}, 'checkpoint'):
                 loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
@@ -119,12 +114,13 @@ def draw(args, x, ada):
     return augment.draw(None if args.aug == 'none' else args.aug_policy, x, ada.p if ada else None)
 
 
-def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None):
-    """L_D + lambda_2 L_D^adv (Eqs. 5-6) + R_LC on images [N, 3, H, W]; the adversary lowers D on reals, raises it on
-    fakes.
+def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None, r1=0.):
+    """L_D + lambda_2 L_D^adv (Eqs. 5-6) + R_LC + r1 R_1 on images [N, 3, H, W]; the adversary lowers D on reals, raises
+    it on fakes.
 
     y, y_fake: classes [N] of a conditional D. ada: augment.Controller. lecam: losses.LeCam."""
     f_D, n = losses.LOSSES[args.loss][0], len(real)
+    real = real.detach().requires_grad_(r1 > 0)                                    # R_1 is of images before T
     if args.aug_on == 'real':
         both = torch.cat((draw(args, real, ada)(real), fake))                      # [2N, 3, H, W]
     else:
@@ -138,6 +134,8 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None)
     sums.add(L_D=loss, D_real=logits[:n], D_fake=logits[n:])
     if ada:
         ada.add(real=logits[:n], fake=logits[n:])
+    if r1:
+        loss = loss + r1 * sums.add(R_1=losses.r1(logits[:n], real))
     if lecam:
         loss = loss + sums.add(R_LC=lecam(logits[:n], logits[n:]))
     if 'd' in args.advaug:
@@ -235,18 +233,23 @@ def balanced(rng, n, classes):
 class Training:
     """Data, G, D and their average E on the device, and what watches them; continues where last.pt ends.
 
-    build(args) -> G, D of the seed. `over` says that nothing is left to do, and `trained` is the result then. Exits 2
-    on what flags and data do not allow."""
+    build(args) -> G, D of the seed. prepare(G, D) -> names {G, D} of parameters that stay as they are. lazy: {G, D},
+    Adam's steps on the loss as a share of all, the others being on regularisers (Karras et al. 2020, appendix B).
+    `over` says that nothing is left to do, and `trained` is the result then. Exits 2 on what flags and data do not
+    allow."""
 
-    def __init__(self, model, args, build):
+    def __init__(self, model, args, build, prepare=lambda G, D: {}, lazy=None):
         self.args, self.device = args, loop.launch(args)
         self.data = data = load(args)
         self.over, self.trained = args.check_data, None
         if self.over:
             return
         self.extractor, self.names = metrics.from_args(args, self.device)          # exits 2 before a network is built
+        if args.metrics == 'auto' and self.extractor and data.ref is data.images:
+            self.names = [*self.names, 'copy']                 # such a reference rewards copying
         self.check()
         G, D, self.masks, facts = start(args, build)
+        frozen = prepare(G, D)
         self.classes, self.z_dim = getattr(G, 'classes', 0), G.z_dim
         self.run = loop.Run(model, args, data_fingerprint=data.fingerprint, **facts)
         self.note()
@@ -254,19 +257,24 @@ class Training:
         if args.sync_bn:
             loop.sync_bn_(G)
         place = dict(device=self.device, memory_format=torch.channels_last)
-        adam = dict(betas=tuple(args.betas), eps=args.adam_eps, graph=args.graph)
-        self.G = loop.Flat(G.to(**place), args.lr_g, mask=self.masks['G'], **adam)
-        self.D = loop.Flat(D.to(**place), args.lr_d, mask=self.masks['D'], share_sn=args.d_pass == 'joint', **adam)
+        c = {'G': 1., 'D': 1., **(lazy or {})}
+        adam = {k: dict(betas=tuple(b ** c[k] for b in args.betas), eps=args.adam_eps, graph=args.graph) for k in c}
+        self.G = loop.Flat(G.to(**place), args.lr_g * c['G'], mask=self.masks['G'], **adam['G'])
+        self.D = loop.Flat(D.to(**place), args.lr_d * c['D'], mask=self.masks['D'], share_sn=args.d_pass == 'joint',
+                           **adam['D'])
+        for name, names in frozen.items():
+            getattr(self, name).freeze(names)
         self.E = loop.Flat(E.to(**place), mask=self.masks['G'])
         self.nets = dict(G=self.G, D=self.D, E=self.E)
-        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'L_G', 'L_G_adv')
+        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl')
         self.ada = augment.Controller(args.batch * args.d_steps, args.ada_heuristic, args.ada_target, args.ada_kimg,
                                       args.ada_interval, args.ada_pmax, args.ada_p,
                                       self.device) if args.aug == 'ada' else None
         self.lecam = losses.LeCam(args.lecam, args.lecam_start, args.lecam_decay, args.lecam_form,
                                   self.device) if args.lecam else None
+        self.pl = losses.PathLength(args.pl, device=self.device) if getattr(args, 'pl', 0) else None
         saved = self.run.restore(self.nets, self.sums)
-        for name, part in self.adaptive().items():
+        for name, part in self.moving().items():
             if name in saved:
                 part.load(saved[name])
         self.over = self.run.done and (self.run.scored() or not self.extractor)
@@ -322,9 +330,13 @@ class Training:
         """What adapts to D, by name: ADA's controller, LeCam's anchors."""
         return {name: part for name, part in (('ada', self.ada), ('lecam', self.lecam)) if part}
 
+    def moving(self):
+        """These and path length's average: what has a state beside the networks."""
+        return self.adaptive() | ({'pl': self.pl} if self.pl else {})
+
     def extra(self):
-        """The state of what adapts, for checkpoints."""
-        return {name: part.state() for name, part in self.adaptive().items()}
+        """Their states, for checkpoints."""
+        return {name: part.state() for name, part in self.moving().items()}
 
     def watched(self, x, labels):
         """Up to 128 of the images, as float and with their classes."""
@@ -361,6 +373,43 @@ class Training:
             self.D.net.train()
         self.ada.adjust(self.run.step, loop.mean)
 
+    def fitting(self, n, phases):
+        """--batch-gpu or, without it on a GPU, the largest n, n / 2, ... for which there is memory.
+
+        phases: (Flat, f) of every update, all of which are run without a step of Adam, so that the peak comes now."""
+        args, micro = self.args, self.args.batch_gpu or n
+        if args.batch_gpu or not self.tries():
+            return micro
+        before = [(b, b.clone()) for net in self.nets.values() for b in net.net.buffers()]
+        before += [(x, x.clone()) for part in self.moving().values() for x in vars(part).values() if torch.is_tensor(x)]
+        before.append((self.sums.total, self.sums.total.clone()))
+        while True:
+            try:
+                for net, f in phases:
+                    with net.training():
+                        net.backward(f, loop.parts(n, micro))
+                break
+            except torch.OutOfMemoryError:
+                if micro == 1:
+                    raise
+                micro = next(m for m in range(micro // 2, 0, -1) if n % m == 0)
+                torch.cuda.empty_cache()
+        micro = -loop.most([-micro])[0]                        # the smallest over ranks
+        for x, old in before:
+            x.copy_(old)
+        for net, _ in phases:
+            net.bucket[:len(net.g) + 1] = 0
+        if self.lecam:
+            self.lecam.calls = 0
+        if micro < n:
+            args.batch_gpu = micro
+            self.run.say(f'memory: --batch-gpu {micro}, gradients of {n // micro} micro-batches are added up')
+        return micro
+
+    def tries(self):
+        """Whether memory is so short that it must be tried out."""
+        return self.device.type == 'cuda'
+
     def settled(self, batches):
         """A copy of the averaged generator with BN statistics of its own samples."""
         return loop.settle(self.E.net, loop.settling(self.z_dim, self.device, batches, self.classes))
@@ -371,14 +420,18 @@ class Training:
         if self.run.rank == 0:
             with self.run.observing():
                 seeds, y = loop.panel(self.classes)
-                x = self.settled(8)(*self.of(loop.latents(seeds, self.z_dim, self.device), y))
+                net = self.settled(8)
+                if hasattr(net, 'noise'):
+                    net.noise = 'const'
+                x = net(*self.of(loop.latents(seeds, self.z_dim, self.device), y))
                 images.save_grid(self.run.path(f'samples/{self.run.step:06d}.png'), metrics.to_uint8(x))
 
     def notes(self):
         """For a log line: D on training, held-out and generated images, and the sparsities."""
         z = loop.latents(range(64), self.z_dim, self.device)
         gen = self.of(z, proportional(self.data.labels, 64, 0))
-        seen = {**self.seen, 'gen': (self.settled(1)(*gen), *gen[1:])}
+        with loop.seeded(self.args.seed):
+            seen = {**self.seen, 'gen': (self.settled(1)(*gen), *gen[1:])}
         sparsity = {f'sparsity_{name}': prune.sparsity(self.masks[name]) for name in 'GD'}
         ada = {'ada_p': self.ada.p, 'ada_r': self.ada.r} if self.ada else {}
         return {**loop.accuracies(self.D.net, **seen), **sparsity, **ada}
@@ -409,12 +462,14 @@ class Training:
                 z = loop.latents(range(repeat * 10 ** 6 + a, repeat * 10 ** 6 + b), self.z_dim, self.device)
                 return metrics.to_uint8(net(*self.of(z, y[a:b])))
             return batch
-        scores = [metrics.evaluate(sample(r), args.eval_samples, self.extractor, self.refs, self.names,
-                                   args.eval_batch, splits=args.is_splits) for r in range(args.eval_repeats)]
+        with loop.seeded(args.seed):                           # StyleGAN2's noise
+            scores = [metrics.evaluate(sample(r), args.eval_samples, self.extractor, self.refs, self.names,
+                                       args.eval_batch, splits=args.is_splits) for r in range(args.eval_repeats)]
+        ema = f'{args.ema_kimg:g} kimg' if args.ema is None else args.ema
         sparsity = {name: round(prune.sparsity(m), 4) for name, m in self.masks.items()}
         protocol = {**scores[0]['protocol'], 'ref': self.data.ref_name, 'frac': args.frac,
                     'repeats': args.eval_repeats, 'seed': args.seed, 'sparsity': sparsity,
-                    'generator': f'EMA {args.ema}, BN settled on 64 x 64 z',
+                    'generator': f'EMA {ema}' + (', BN settled on 64 x 64 z' if self.G.tail.numel() else ''),
                     **({'classes': 'as often as in the training images'} if self.classes else {})}
         self.run.score(scores, self.extractor.score, protocol, net, self.masks)
 

@@ -106,7 +106,7 @@ def check(args):
         if args.batch_gpu and share % args.batch_gpu:
             refuse(f'{flag(args, "batch_gpu")} does not divide the {share} images of a rank ({flag(args, name)}): '
                    'use a divisor of it')
-    for name, decay in (('ema', args.ema), *(('betas', b) for b in args.betas)):
+    for name, decay in (('ema', args.ema or 0), *(('betas', b) for b in args.betas)):
         if not 0 <= decay < 1:
             refuse(f'--{name} {decay} is not a decay: use 0 <= {name} < 1')
     if args.ema_start < 0 or args.adam_eps < 0:
@@ -191,10 +191,18 @@ def barrier():
 
 @contextlib.contextmanager
 def seeded(seed):
-    """torch's randomness on the CPU begins at this seed inside, and goes on as before after it."""
-    with torch.random.fork_rng(devices=[]):
+    """torch's randomness begins at this seed inside, and goes on as before after it."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         torch.manual_seed(seed)
         yield
+
+
+def most(numbers):
+    """The largest over ranks of each of some integers."""
+    x = torch.tensor(numbers)
+    if world()[1] > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x.tolist()
 
 
 def mean(x):
@@ -301,15 +309,21 @@ class Flat:
             at += old.numel()
         ours = {id(m._buffers[name]) for m, name in stats}
         self.others = [b for b in net.buffers() if id(b) not in ours]              # spectral u, v: never averaged
+        self.freeze(())
         if self.masked:
-            self.mask = torch.ones_like(self.g)
-            for name, keep in self.masked.items():
-                self.view(self.mask, name).copy_(keep)
             self.w.data.mul_(self.mask)
         self.adam = None
         if lr is not None:
             self.w.grad = self.g
             self.adam = torch.optim.Adam([self.w], lr, betas, eps, fused=True)
+
+    def freeze(self, names):
+        """From now on these parameters stay as they are, and no others but the pruned weights."""
+        self.mask = torch.ones_like(self.g) if self.masked or names else None
+        for name, keep in self.masked.items():
+            self.view(self.mask, name).copy_(keep)
+        for name in names:
+            self.view(self.mask, name).zero_()
 
     def view(self, flat, name):
         """The tensor called name inside a vector laid out like w."""
@@ -438,11 +452,14 @@ def accuracies(D, **images):
 
 def settle(net, batches):
     """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches."""
-    net = copy.deepcopy(net).train()
-    for m in net.modules():
-        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
-            m.reset_running_stats()
-            m.momentum = None                                                      # cumulative, not exponential
+    net = copy.deepcopy(net)
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return net.eval()
+    net.train()
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None                                                          # cumulative, not exponential
     with torch.no_grad():
         for batch in batches:
             net(*batch)
@@ -694,21 +711,21 @@ class Run:
         """What falls due now, the same on every rank: a signal's number, time over, a timed sample grid or save."""
         t, never_saved = time.time(), self.last_save == self.start
         wish = [max(STOP, default=0), bool(self.args.max_hours) and t - START > 3600 * self.args.max_hours,
-                t - self.start > self.next_sample, t - self.last_save > (60 if never_saved else 600)]
-        wish = torch.tensor([int(w) for w in wish])
-        if self.ranks > 1:
-            dist.all_reduce(wish, dist.ReduceOp.MAX)
-        self.signal, self.over, sample, save = wish.tolist()
+                t - self.start > self.next_sample, t - self.last_save > (60 if never_saved else 600),
+                t - self.last_log > 60]
+        self.signal, self.over, sample, save, log = most([int(w) for w in wish])
         if sample:
             self.next_sample = 2 * (t - self.start)
-        self.timed = {'sample': sample, 'save': save}
+        self.timed = {'sample': sample, 'save': save, 'log': log}
 
     def due(self, what):
         """Whether the log line, sample grid, evaluation or checkpoint falls on this step."""
         every = getattr(self.args, f'{what}_every', None)
         if self.step in (0, self.args.steps):
             return self.step > 0
-        return self.step % every == 0 if every else bool(self.timed.get(what))
+        if every and what != 'log':
+            return self.step % every == 0
+        return bool(self.timed.get(what)) or what == 'log' and self.step % every == 0
 
     @contextlib.contextmanager
     def observing(self):

@@ -1,4 +1,4 @@
-"""The losses of GAN training as functions of D's logits (sec. 3.1 of the paper), and LeCam's regulariser of D.
+"""The losses of GAN training as functions of D's logits (sec. 3.1 of the paper), and the regularisers of D and G.
 
 Use:
     import torch, losses
@@ -9,6 +9,8 @@ Use:
     lecam = losses.LeCam(weight=.3, start=0, decay=.9)    # beside L_D, at every step of D
     L_D = L_D + lecam(real, fake)
     lecam.step()
+    x = torch.rand(8, 3, 4, 4).requires_grad_(True)
+    L_D = L_D + 10 * losses.r1(x.flatten(1).sum(1), x)    # logits of x
 
     L_D = E f_D(-D(x)) + E f_D(D(G(z))),      L_G = E f_G(-D(G(z)))
     hinge (Lim & Ye 2017):        f_D(t) = max(0, 1 + t),     f_G(t) = t
@@ -18,6 +20,8 @@ Both players minimise.  The paper says that D maximises L_D: a slip of the sign,
 
 LeCam (Tseng et al. 2021), with a_R and a_F moving averages of D on real and generated images, constants here:
     R_LC = E (D(x) - a_F)^2 + E (D(G(z)) - a_R)^2,    released: E max(0, D(x) - a_F)^2 + E max(0, a_R - D(G(z)))^2
+StyleGAN2's (Mescheder et al. 2018; Karras et al. 2020), y ~ N(0, 1) / sqrt(H W), a a moving average of |J' y|:
+    R_1 = 1/2 E |grad_x D(x)|^2,                      R_pl = E (|J' y| - a)^2,  J' y = grad_w sum(G(w) y)
 """
 import torch
 import torch.nn.functional as F
@@ -44,6 +48,17 @@ def d_loss(real, fake, f_D):
 def g_loss(fake, f_G):
     """L_G from logits on generated images [N]."""
     return f_G(-fake).mean()
+
+
+def full(x):
+    """bf16 as fp32, other precisions as they are."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def r1(logits, x):
+    """R_1 of logits [N] as a function of images x [N, C, H, W], which require a gradient; D may augment them."""
+    gradient, = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return full(gradient).square().sum((1, 2, 3)).mean() / 2
 
 
 LECAM = {'hinge': .3, 'logistic': 3e-7}                        # published weights: BigGAN; StyleGAN2 at 256 px
@@ -110,3 +125,33 @@ class LeCam:
     def load(self, state):
         self.anchors.copy_(state['anchors'])
         self.active = state['active']
+
+
+class PathLength:
+    """R_pl times its weight, and its moving average of the length, a.
+
+    As in the original, a moves before it is used and carries its small share of the gradient."""
+
+    def __init__(self, weight=2., decay=.01, device='cpu'):
+        self.weight, self.decay, self.mean = weight, decay, torch.zeros((), device=device)
+
+    def __call__(self, G2, w):
+        """The penalty; images G2(w) [N, C, H, W] of styles w [N, layers, dim]."""
+        x = G2(w)
+        y = torch.randn_like(x) / (x.shape[2] * x.shape[3]) ** .5
+        gradient, = torch.autograd.grad((x * y).sum(), w, create_graph=True)
+        length = full(gradient).square().sum(2).mean(1).sqrt()                   # [N]
+        a = self.mean.lerp(length.mean(), self.decay)
+        with torch.no_grad():
+            self.mean.copy_(a)
+        return self.weight * (length - a).square().mean()
+
+    def step(self, average):
+        """After an update of G; average(x): over ranks."""
+        self.mean.copy_(average(self.mean))
+
+    def state(self):
+        return {'mean': self.mean}
+
+    def load(self, state):
+        self.mean.copy_(state['mean'])

@@ -5,6 +5,7 @@ Use:
     python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if pip has installed them
+    python tests/bench.py --augment --peer DIR   # ADA, DiffAugment; DIR: of stylegan2-ada-pytorch, DiffAugment_pytorch.py
 
     ours      gan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
     plain     the released layers written out (upsample, then convolve; convolve, then pool), two D passes, one Adam per
@@ -17,6 +18,7 @@ import functools
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 
@@ -28,6 +30,7 @@ import test_biggan
 import test_models
 from test_metrics import drawn_state
 
+import augment
 import gan
 import loop
 import metrics
@@ -47,6 +50,8 @@ def get_args(argv=None):
     p.add_argument('--batch', type=int, default=64, help='images of a D and of a G step')
     p.add_argument('--repeats', type=int, default=3, help='timings of each step')
     p.add_argument('--metrics', action='store_true', help='time metrics.py instead')
+    p.add_argument('--augment', action='store_true', help='time augment.py instead, forward and backward')
+    p.add_argument('--peer', nargs='+', default=[], metavar='DIR', help='folders of the originals, timed beside ours')
     p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cuda or cpu')
     return p.parse_args(argv)
@@ -174,11 +179,46 @@ def scores(args):
         print(f"Frechet distance of 2048 features, {name}: {t:.3f} s, {times['scipy.linalg.sqrtm'] / t:.1f}x scipy's")
 
 
+def original(args):
+    """{policy: T(x, p)} of the originals below --peer, in plain PyTorch."""
+    sys.path += args.peer
+    calls, has = {}, lambda name: any(os.path.exists(os.path.join(path, name)) for path in args.peer)
+    if has('torch_utils'):
+        from torch_utils.ops import upfirdn2d
+        from training.augment import AugmentPipe
+        upfirdn2d._init = lambda: False                        # never tries to compile
+        bgc = dict.fromkeys('xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation'
+                            .split(), 1)
+        pipe = AugmentPipe(**bgc).to(args.device)
+        calls['bgc'] = lambda x, p: pipe.p.copy_(torch.as_tensor(p)) is not None and pipe(x)
+    if has('DiffAugment_pytorch.py'):
+        from DiffAugment_pytorch import DiffAugment
+        calls['color,translation,cutout'] = lambda x, p: DiffAugment(x, 'color,translation,cutout')
+    return calls
+
+
+def augmentation(args):
+    """Print seconds of T's parameters, T and its backward, ours and (with --peer) the original's."""
+    theirs = original(args)
+    for shape in ((64, 3, 32, 32), (16, 3, 256, 256)):
+        x, g = torch.randn(2, *shape, device=args.device)
+        x.requires_grad_(True)
+        for policy, p in (('bgc', .1), ('bgc', .6), ('color,translation,cutout', None)):
+            calls = {'ours': lambda x, p, policy=policy: augment.draw(policy, x, p)(x)}
+            calls |= {'original': theirs[policy]} if policy in theirs else {}
+            times = in_turn({name: lambda f=f, p=p: torch.autograd.grad(f(x, p), x, g) for name, f in calls.items()},
+                            args.repeats, args.device)
+            ratio = f", original {times['original']:.4f} s ({times['original'] / times['ours']:.2f}x)" \
+                if 'original' in times else ''
+            print(f"{policy}{'' if p is None else f' at p {p}'}, {list(shape)}, {args.threads} threads: "
+                  f"{times['ours']:.4f} s{ratio}", flush=True)
+
+
 def main(args):
     """Print a table of medians and ratios to the plain loop as released."""
     torch.set_num_threads(args.threads)
-    if args.metrics:
-        return scores(args)
+    if args.metrics or args.augment:
+        return scores(args) if args.metrics else augmentation(args)
     precisions = ['fp32', 'bf16'] if loop.has_bf16(torch.device(args.device)) else ['fp32']
     d_steps = settings(args).d_steps
     steps = {('plain, as released', 'fp32'): plain(args, 'fp32', torch.contiguous_format)}

@@ -1,0 +1,248 @@
+"""Algorithm 2 on StyleGAN2: train a ticket (or the dense network) from few images, with DiffAugment, ADA and AdvAug.
+
+Use:
+    python train_stylegan2.py --data photos/                                  # alone: it chooses, and says what
+    python train_stylegan2.py --data 100-shot-obama --mask ticket.pt --advaug gd
+    torchrun --nproc_per_node 8 train_stylegan2.py --data cifar10 --frac 0.1 --aug ada
+    python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed        # from trained weights
+The same command resumes.
+
+    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(w + delta))))              and, every --pl-every steps,  R_pl
+    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))                and, every --r1-every steps,  R_1
+    E <- beta E + (1 - beta) G,  beta = 1/2 ^ (batch / half-life)
+
+w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th step is a step of Adam of its own, k times
+as strong, with Adam slowed to match (lr c, beta^c, c = k / (k + 1)); one of every step is added to the loss.
+"""
+import argparse
+
+import torch
+
+import gan
+import loop
+import losses
+from data import images
+from models import stylegan2, transfer
+
+OFFICIAL = dict(loss='logistic', d_steps=1, d_pass='separate', betas=[0., .99], adam_eps=1e-8, ema=None, ema_rampup=None,
+                ch_g=32768, ch_d=32768, group=4, arch='resnet', mapping=8, mixing=.9, adv_step=.01)
+FEWSHOT = {**OFFICIAL, 'batch': 16, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 10., 'r1_every': 1, 'pl': 0.,
+           'pl_every': 1, 'ema_kimg': 10., 'ema_start': 625, 'steps': 18750, 'mirror': True, 'aug': 'diffaug',
+           'eval_samples': 5000}
+AUTO = {**OFFICIAL, 'batch': 32, 'lr_g': 2.5e-3, 'lr_d': 2.5e-3, 'r1': 1., 'r1_every': 16, 'pl': 2., 'pl_every': 4,
+        'ema_kimg': 10., 'ema_rampup': .05, 'mapping': 2, 'aug': 'ada', 'mirror': True}
+PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
+    'fewshot': FEWSHOT,                                       # DiffAugment's recipe for 100 images: 300 kimg
+    'animalface': {**FEWSHOT, 'steps': 31250},                # 500 kimg
+    'paper': {**FEWSHOT, 'batch': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},         # see get_args
+    'cifar': {**AUTO, 'res': 32, 'batch': 64, 'r1': .01, 'pl': 0., 'mixing': 0., 'ema_kimg': 500., 'group': 32,
+              'arch': 'orig', 'steps': 1562500, 'aug': 'none', 'mirror': False},           # ADA's, 100,000 kimg
+    'large': {**OFFICIAL, 'res': 256, 'ch_g': 16384, 'ch_d': 16384, 'batch': 32, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 1.,
+              'r1_every': 16, 'pl': 2., 'pl_every': 4, 'ema_kimg': 10., 'steps': 781250, 'mirror': True,
+              'aug': 'diffaug'},                              # DiffAugment's FFHQ and LSUN, 25,000 kimg
+    'auto': AUTO,                                             # ADA's for any folder; the rest follows the resolution
+    'demo': {**FEWSHOT, 'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2, 'batch': 8, 'r1_every': 8,
+             'r1': 1., 'ema_kimg': 1., 'ema_start': 0, 'steps': 1000, 'eval_samples': 500, 'log_every': 25, 'ada_kimg': .5,
+             'lecam_start': 100, 'mirror': False},            # for a laptop
+}
+SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAugment's recipe for AnimalFace",
+        'paper': "the ticket paper's batch, learning rates and steps, otherwise DiffAugment's few-shot recipe on the "
+                 'official network (the paper used a port with other layers, hinge loss and no minibatch statistic)',
+        'cifar': "ADA's CIFAR-10", 'large': "DiffAugment's FFHQ and LSUN", 'auto': "ADA's settings by resolution",
+        'demo': 'small, to try things on a laptop'}
+FEW = 5000                                                     # images of a folder up to which the recipe is few-shot
+
+
+def get_args(argv=None):
+    """The flags of this script; exits 2 on what contradicts itself."""
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    gan.add_flags(p, PRESETS)
+    a = p.add_argument
+    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition G and D on the classes of the data')
+    a('--ch-max', type=int, help='most channels of a layer; --ch-g and --ch-d: channels times resolution (default: 512)')
+    a('--mapping', type=int, help='layers of the mapping network')
+    a('--group', type=int, help="most images in a group of D's minibatch standard deviation")
+    a('--arch', choices=['resnet', 'orig'], help='D with or without shortcuts')
+    a('--mixing', type=float, help='share of images whose layers take their style from two z')
+    a('--r1', type=float, help="weight of R_1, D's squared gradient on reals")
+    a('--r1-every', type=int, help='steps between its updates (1: beside the loss)')
+    a('--pl', type=float, help='weight of R_pl, path length regularisation of G')
+    a('--pl-every', type=int, help='steps between its updates')
+    a('--ema-kimg', type=float, help='half-life of the averaged generator in thousands of images; --ema: a fixed decay')
+    a('--ema-rampup', type=float, help='the half-life is at most this share of the images seen')
+    a('--transfer', choices=transfer.MODES, help='with --init-from: how (default: finetune)')
+    a('--freeze-layers', type=int, help="layers of D that freezed leaves as they are (default: FreezeD's)")
+    a('--mine-steps', type=int, help='steps of the first stage of minegan (default: 1000)')
+    given = p.parse_known_args(argv)[0]
+    name = given.preset or preset(given.data, given.root)
+    recipe = PRESETS[name]
+    if 'res' not in recipe:                                    # as the images are, or the ticket or checkpoint
+        shaped = given.res or given.mask or given.init_from
+        recipe = {**recipe, 'res': None if shaped else images.suggest_res(given.data, given.root)}
+        recipe |= auto(given.res or recipe['res'] or 256) if name == 'auto' else {}
+    return complete(gan.parse(p, argv, {**PRESETS, name: recipe}, name), given)
+
+
+def preset(data, root):
+    """The preset of a data set, for a folder by its number of images."""
+    for start, name in (('100-shot', 'fewshot'), ('animalface', 'animalface'), ('cifar', 'cifar'), ('ffhq', 'large'),
+                        ('lsun', 'large'), ('emoji', 'demo'), ('fashion-mnist', 'demo')):
+        if data.lower().startswith(start):
+            return name
+    return 'fewshot' if len(images.source(data, root)[0]['train'][0]) <= FEW else 'auto'
+
+
+def auto(res):
+    """ADA's settings for any data set, by resolution, at the batch of one GPU."""
+    batch, base = max(min(4096 // res, 32), 4), 16384 if res < 512 else 32768
+    return {**AUTO, 'batch': batch, 'group': min(batch, 4), 'ch_g': base, 'ch_d': base, 'r1': .0002 * res ** 2 / batch,
+            'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch}
+
+
+def complete(args, given):
+    """The flags with the shape of the networks; refuses what contradicts itself."""
+    flags = lambda *names: ' '.join(loop.flag(args, n) for n in names)
+    if args.d_pass == 'joint':
+        loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
+    if args.transfer and not args.init_from:
+        loop.refuse(f'{flags("transfer")} needs the weights to start from: add --init-from')
+    if args.init_from and not args.transfer:
+        args.transfer = 'finetune'
+    for name, mode in (('freeze_layers', 'freezed'), ('mine_steps', 'minegan')):
+        if getattr(args, name) is not None and args.transfer != mode:
+            loop.refuse(f'{flags(name)} does nothing without --transfer {mode}')
+    if args.ema is not None and (given.ema_kimg or given.ema_rampup):
+        loop.refuse(f'{flags("ema")} fixes the decay that --ema-kimg gives: leave one out')
+    if args.r1_every < 1 or args.pl_every < 1 or args.r1 < 0 or args.pl < 0 or not 0 <= args.mixing <= 1:
+        loop.refuse(f'{flags("r1", "r1_every", "pl", "pl_every", "mixing")}: use weights and a share from 0 on, '
+                    'intervals from 1 on')
+    if args.transfer == 'minegan':
+        args.mine_steps = 1000 if args.mine_steps is None else args.mine_steps
+        if args.mask:
+            loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
+    if args.cond:
+        args.classes = len(images.names(args.data, args.root, args.res))
+        if args.classes < 2:
+            loop.refuse(f'--cond: --data {args.data} has one class, leave it out')
+    else:
+        args.classes = 0
+    classes = args.classes
+    gan.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512, mapping=None,
+              group=None, arch=None)
+    if args.classes != classes:
+        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} classes, '
+                    f'the data {classes or "none"}')
+    return args
+
+
+def build(args):
+    """theta_0 and phi_0 of --seed, on the CPU, in torch's default format."""
+    with loop.seeded(args.seed):
+        G = stylegan2.Generator(args.res, args.ch_g, args.ch_max, args.mapping, args.classes)
+        D = stylegan2.Discriminator(args.res, args.ch_d, args.ch_max, args.classes, args.group, args.arch)
+    G.mixing = args.mixing
+    return G, D
+
+
+def choice(args):
+    """What was chosen and how to change it, in a sentence."""
+    return (f'--preset {args.preset}: {SAYS[args.preset]}; --res {args.res}, --aug {args.aug}, --batch {args.batch}, '
+            f'--steps {args.steps} ({args.steps * args.batch * args.d_steps / 1000:g} kimg); each flag changes its part')
+
+
+def decay(args, step):
+    """The decay beta of the averaged generator at a step: of --ema, or of a half-life in images."""
+    if step <= args.ema_start:
+        return 0.
+    if args.ema is not None:
+        return args.ema
+    half = 1000 * args.ema_kimg
+    if args.ema_rampup:
+        half = min(half, args.batch * (step - 1) * args.ema_rampup)
+    return .5 ** (args.batch / max(half, 1e-8))
+
+
+def slowed(weight, every):
+    """c = k / (k + 1) of a regulariser with Adam steps of its own."""
+    return every / (every + 1) if every > 1 else 1.
+
+
+def main(args):
+    """Train, evaluate, save; returns the trained networks G, D."""
+    job = gan.Training('stylegan2', args, build,
+                       lambda G, D: transfer.prepare_(args.transfer, G, D, args.freeze_layers),
+                       {'G': slowed(args.pl, args.pl_every), 'D': slowed(args.r1, args.r1_every)})
+    if job.over:
+        return job.trained
+    run, G, D, device = job.run, job.G, job.D, job.device
+    n = args.batch // run.ranks
+    run.say(choice(args))
+    x = torch.zeros(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
+    z = torch.zeros(n, job.z_dim, device=device)
+    y, y_fake = ([torch.zeros(n, device=device, dtype=torch.int64)] if args.classes else [] for _ in range(2))
+    context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
+    beside, apart = (args.r1, 0) if args.r1_every == 1 else (0, args.r1)           # R_1 beside L_D, or steps of its own
+
+    def latent(rng):                                                               # in place: a CUDA graph reads them
+        z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
+        for labels in y_fake:
+            labels.copy_(gan.balanced(rng, args.batch, args.classes))
+
+    def of(part, labels):
+        return [v[part] for v in labels]
+
+    def g_step(part):
+        return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *of(part, y_fake), ada=job.ada)
+
+    def pl_step(part):                                         # on half of the images, as in the original
+        some = slice(part.start, (part.start + part.stop + 1) // 2)
+        with context():
+            w, G2 = G.net.split(z[some], *of(some, y_fake), cut=1)
+            return args.pl_every * job.sums.add(R_pl=job.pl(G2, w))
+
+    def d_step(part):
+        with context():
+            fake = G.net(z[part], *of(part, y_fake))
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive, r1=beside)
+
+    def r1_step(part):
+        real = x[part].detach().requires_grad_(True)
+        with context():
+            logits = D.net(gan.draw(args, real, job.ada)(real), *of(part, y))
+            if job.ada:
+                job.ada.add(real=logits)
+            return args.r1_every * apart * job.sums.add(R_1=losses.r1(logits, real))
+
+    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(args.pl), *[(D, r1_step)] * bool(apart)]
+    parts = loop.parts(n, job.fitting(n, phases))
+    reals = job.reals()
+    for step in run.iterations(job.nets, job.sums, job.extra):
+        if args.transfer == 'minegan' and step == args.mine_steps + 1:
+            G.freeze(())
+        latent(loop.rng(args.seed, 'G', step))
+        G.update(g_step, parts)
+        if args.pl and (step - 1) % args.pl_every == 0:
+            latent(loop.rng(args.seed, 'pl', step))
+            G.update(pl_step, parts)
+            job.pl.step(loop.mean)
+        for k in range(args.d_steps):
+            rng = loop.rng(args.seed, 'D', step, k)
+            flip = rng.random(args.batch) < .5 * args.mirror
+            real, labels = next(reals)
+            x.copy_(images.batch(real, flip=loop.mine(flip)))
+            for v in y:
+                v.copy_(labels)
+            latent(rng)
+            D.update(d_step, parts)
+            job.anchor()
+        if apart and (step - 1) % args.r1_every == 0:
+            D.update(r1_step, parts)
+        job.E.track(G, decay(args, step))
+        job.adapt()
+        job.observe()
+    return job.finish()
+
+
+if __name__ == '__main__':
+    main(get_args())
