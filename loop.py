@@ -437,14 +437,16 @@ def accuracies(D, **images):
 
 
 def settle(net, batches):
-    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches."""
+    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches.
+
+    A net without BN is only copied: its other buffers (StyleGAN2's average w) are not to move."""
     net = copy.deepcopy(net).train()
-    for m in net.modules():
-        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
-            m.reset_running_stats()
-            m.momentum = None                                                      # cumulative, not exponential
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None                                                          # cumulative, not exponential
     with torch.no_grad():
-        for batch in batches:
+        for batch in batches if norms else ():
             net(*batch)
     return net.eval()
 
