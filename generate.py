@@ -12,7 +12,7 @@ Use:
     python generate.py runs/stylegan2-x --mix 0-3 10-15 --mix-layers 4-7   # rows 0-3 in the styles of columns 10-15
 
 x = E(z, y),  z ~ N(0, 1) from the seed, E the averaged generator with BN statistics settled on its own samples.
-StyleGAN2:  x = E(w),  w = w_avg + psi (M(z, y) - w_avg)  for every layer, with the stored noise.
+StyleGAN2:  x = E(w),  w = w_avg + psi (f(z, y) - w_avg)  for every layer, with the stored noise.
 A loop keeps the class.  In the w of StyleGAN2 it is a closed Catmull-Rom spline; in the z of SNGAN and BigGAN it is
 great-circle arcs (Shoemake 1985), which keep the norm of N(0, 1) and halt at each seed.  Of two seeds at an angle a:
     z = (sin((1 - u) a) z_0 + sin(u a) z_1) / sin(a),   u = (1 - cos(pi t)) / 2,   0 <= t < 1
@@ -36,7 +36,7 @@ from models import biggan, sngan, stylegan2
 NETWORKS = {'sngan': lambda a: sngan.Generator(a['res'], a['ch_g']),
             'biggan': lambda a: biggan.Generator(a['res'], a['classes'], a['ch_g'], a['narrow']),
             'stylegan2': lambda a: stylegan2.Generator(
-                a['res'], a.get('ch_g', 16384), a.get('ch_max', 512), a.get('mapping', 8), a.get('classes', 0),
+                a['res'], a.get('ch_g', 16384), a.get('ch_max', 512), a.get('mapping', 8), a.get('classes') or 0,
                 a.get('z_dim', 512), a.get('w_dim', 512))}
 ACTS = {'seeds': ('grid', 'each', 'nearest'), 'columns': ('grid', 'interpolate'), 'frames': ('interpolate',),
         'mix_layers': ('mix',), 'features': ('nearest',), 'out': ('grid', 'interpolate', 'mix', 'nearest')}
