@@ -451,7 +451,9 @@ def accuracies(D, **images):
 
 
 def settle(net, batches):
-    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches."""
+    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches.
+
+    A net without BN is only copied: its other buffers (StyleGAN2's average w) are not to move."""
     net = copy.deepcopy(net)
     norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:

@@ -893,11 +893,11 @@ def source(flag, path, root, device):
     return Images(path, len(x), x.__getitem__, fingerprint(x))
 
 
-def sheet(path, gen, ref, near, index, radius, rows=8, tile=96):
+def sheet(path, gen, ref, near, index, radius, rows=8, tile=96, names=None):
     """Writes a PNG of samples, each with its nearest training images to the right: the first samples (left half) and
     those closest to a training image (right half). Numbers: distance / copy radius, a copy is at 1 or less.
 
-    gen, ref: images by slices; near, index [N, k]: of `nearest`; radius: of `copy_radius`."""
+    gen, ref: images by slices; near, index [N, k]: of `nearest`; radius: of `copy_radius`; names [N] of the samples."""
     from PIL import Image, ImageDraw
     k, closest = index.shape[1], near[:, 0].argsort()[:rows].tolist()
     canvas = Image.new('RGB', (2 * (k + 2) * tile, 20 + min(rows, len(near)) * (tile + 14)), 'white')
@@ -912,7 +912,7 @@ def sheet(path, gen, ref, near, index, radius, rows=8, tile=96):
     for half, chosen in enumerate((range(min(rows, len(near))), closest)):
         for row, i in enumerate(chosen):
             x, y = half * (k + 2) * tile, 20 + row * (tile + 14)
-            place(gen, i, x, y, f'sample {i}')
+            place(gen, i, x, y, names[i] if names else f'sample {i}')
             for column, (j, d) in enumerate(zip(index[i].tolist(), near[i].tolist())):
                 place(ref, j, x + (column + 1) * tile + tile // 4, y, f'{d / radius:.2f}')
     canvas.save(f'{path}.part', 'PNG')

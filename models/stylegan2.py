@@ -246,12 +246,13 @@ class Generator(nn.Module):
         self.res, self.ch, self.classes, self.z_dim, self.w_dim = res, ch_base, classes, z_dim, w_dim
         self.num_ws, self.cuts = 2 * len(channels), len(channels) + 2
         self.mixing, self.noise, self.w_avg_beta = 0., 'random', .995
+        self.miner = nn.Identity()                                                 # MineGAN's, see transfer.py
         self.mapping = Mapping(z_dim, w_dim, classes, mapping, average=True)
         self.synthesis = Synthesis(channels, w_dim, colors)
 
     def styles(self, z, y=None, psi=1., cutoff=None):
         """w per layer [N, num_ws, w_dim], the first `cutoff` (None: all) truncated: w_avg + psi (w - w_avg)."""
-        w = self.mapping(z, y)[:, None].repeat(1, self.num_ws, 1)
+        w = self.mapping(self.miner(z), y)[:, None].repeat(1, self.num_ws, 1)
         if psi != 1:
             w[:, :cutoff] = self.mapping.w_avg.lerp(w[:, :cutoff], psi)
         return w
@@ -273,13 +274,13 @@ class Generator(nn.Module):
         track = iter([self.training])
 
         def broadcast(z, *_):
-            w = self.mapping(z, y)
+            w = self.mapping(self.miner(z), y)
             if next(track, False):
                 self.mapping.w_avg.lerp_(w.detach().mean(0), 1 - self.w_avg_beta)
             w = w[:, None].repeat(1, self.num_ws, 1)                               # [N, num_ws, w_dim]
             if mixed:
                 other, keep = mixed
-                w = w.where(keep, self.mapping(other, y)[:, None])
+                w = w.where(keep, self.mapping(self.miner(other), y)[:, None])
             return w, None, None
         stages = [broadcast, *self.synthesis.stages(noise)]
         h, *side = z, None, None

@@ -949,6 +949,9 @@ def test_a_sheet_must_show_each_sample_beside_its_neighbours(tmp_path):
             assert pixels[y, x].tolist() == gen[i] and pixels[y, x + 120].tolist() == ref[[1, 2, 0][i]]
             assert (pixels[y + 49:y + 60, x + 72:x + 168] < 128).any()                  # the number below
     text = (pixels[20 + 97:20 + 110, 120:216] < 128).sum() + 0
+    metrics.sheet(tmp_path / 'z.png', plain(gen), plain(ref), near, index, radius=20.0, names=['0', 'seed 77', 'x'])
+    named = np.asarray(Image.open(tmp_path / 'z.png')) != pixels
+    assert named[:, :96].any() and not named[:, 96:384].any() and not named[20:117].any()
     metrics.sheet(tmp_path / 'y.png', plain(gen), plain(ref), near, index, radius=5.0)
     assert (np.asarray(Image.open(tmp_path / 'y.png'))[117:130, 120:216] < 128).sum() != text       # another ratio
 

@@ -164,13 +164,13 @@ def test_samples_and_reals_have_a_row_per_class_and_generate_makes_the_same(tmp_
     x = generate.main(generate.get_args([str(tmp_path / 'run'), '--out', str(tmp_path / 'g.png')]))
     assert x.shape == (72, 3, 32, 32) and Image.open(tmp_path / 'g.png').size == (256, 288)
     each = ['--classes', '2,Flags', '--seeds', '0-2', '--each', str(tmp_path / 'each')]
-    y = generate.main(generate.get_args([str(tmp_path / 'run'), *each]))
+    generate.main(generate.get_args([str(tmp_path / 'run'), *each]))
     names = json.load(open(tmp_path / 'run' / 'subset.json'))['classes']
     flags = names.index('Flags')
-    assert torch.equal(y, x.view(9, 8, 3, 32, 32)[[2, flags], :3].flatten(0, 1))
     assert sorted(os.listdir(tmp_path / 'each')) == [f'{c:04d}-{names[c]}' for c in (2, flags)]
-    one = np.asarray(Image.open(tmp_path / 'each' / f'0002-{names[2]}' / '000001.png'))
-    assert (one.transpose(2, 0, 1) == y[1].numpy()).all()
+    for c, seed in ((2, 1), (flags, 2)):
+        one = np.asarray(Image.open(tmp_path / 'each' / f'{c:04d}-{names[c]}' / f'{seed:06d}.png')).astype(int)
+        assert abs(one.transpose(2, 0, 1) - x[c * 8 + seed].numpy()).max() <= 1    # round-off of another batch
     call = lambda *a: generate.main(generate.get_args([str(tmp_path / 'run'), *a]))
     refused(capsys, lambda: call('--classes', '9'), '--classes 9', '0-8')
     refused(capsys, lambda: call('--classes', 'Cars'), 'Cars', 'Flags')
