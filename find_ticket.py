@@ -113,7 +113,7 @@ def adopt(args):
     """Take the round of the --like ticket; returns its masks' hash. Exits 2 where it does not fit."""
     like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
     if like['model'] != args.model or not like['round']:
-        loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: give a later one of {args.model}")
+        loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: give a pruned {args.model}'s")
     for name, net in zip('GD', gan.blank(args.recipe.build, args.flags)):
         if sentence := prune.mismatch(net, like['init'][name], like['mask'][name]):
             loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
@@ -155,8 +155,9 @@ def pruned(args, masks, rule, rounds=1):
 
 def at_once(args, rule):
     """Yield k and the dense masks pruned to what k rounds leave."""
+    dense = loop.load(path(args, 0))['mask']
     for k in missing(args):
-        yield k, pruned(args, loop.load(path(args, 0))['mask'], rule, k)
+        yield k, pruned(args, dense, rule, k)
 
 
 def smallest(args, nets):
@@ -201,7 +202,7 @@ def random_layers(args):
 
 def early_bird(args):
     """Train in stretches until the last five masks of each network are alike (You et al. 2020, who prune channels)."""
-    file, steps = f'{args.out}/masks.pt', args.flags.steps
+    file, steps, dense = f'{args.out}/masks.pt', args.flags.steps, loop.load(path(args, 0))['mask']
     saved = loop.load(file) if os.path.exists(file) else {'step': 0, 'last': []}
     while True:
         step, last = saved['step'], saved['last']
@@ -209,9 +210,9 @@ def early_bird(args):
         if step == steps or drift < args.eb_threshold:
             break
         step = min(step + args.eb_every, steps)
-        nets = train(args, path(args, 0), 'round0', steps=step, metrics='none')
-        masks = pruned(args, loop.load(path(args, 0))['mask'], smallest(args, nets), args.rounds)
-        saved = {'step': step, 'last': [*last, masks][-5:]}
+        rule = smallest(args, train(args, path(args, 0), 'round0', steps=step, metrics='none'))
+        saved = {'step': step, 'last': [*last[-4:], pruned(args, dense, rule, args.rounds)]}
+        del rule                                               # and the networks, before the next ones are made
         if loop.world()[0] == 0:
             loop.write(file, lambda tmp: torch.save(saved, tmp))
         loop.barrier()
@@ -298,10 +299,10 @@ def main(args):
     begin(args)
     for k, masks in METHODS[args.method](args) if missing(args) else ():
         save(path(args, k), args, k, loop.load(path(args, 0))['init'], masks)
-        for name, m in masks.items():
+        for name, m in ((name, m) for name, m in masks.items() if m):
             say(f'round {k} of {args.rounds}: {name} {prune.sparsity(m):.2%} pruned, {prune.alive(m):,} weights left, '
                 f'{prune.channels(m):.2%} of the channels gone')
-        say('\n'.join(f'{name}  {line}' for name, m in masks.items() for line in prune.table(m)))
+            say('\n'.join(f'{name}  {line}' for line in prune.table(m)))
         torch.cuda.empty_cache()
     last = path(args, args.rounds)
     if loop.world()[0] == 0:

@@ -14,6 +14,7 @@ A conditional G or D takes classes y after its first argument; the same code ser
 import argparse
 import bisect
 import copy
+import functools
 import itertools
 import os
 
@@ -132,6 +133,7 @@ def widths(args, masks, build):
     """ch_g and ch_d of dense networks with as many parameters as those of args have under the masks {G, D}."""
     found = []
     for i, (name, flag) in enumerate((('G', 'ch_g'), ('D', 'ch_d'))):
+        @functools.cache
         def size(ch, i=i, flag=flag):
             try:
                 return sum(p.numel() for p in blank(build, args, **{flag: ch})[i].parameters())
@@ -147,11 +149,12 @@ def widths(args, masks, build):
 
 
 def nearest(size, goal, top):
-    """The width up to `top` with size(width), which grows, next to goal: a multiple of 8 if that is within 1 %, for its
-    speed, else of 4, 2 or 1."""
+    """The width up to `top` whose size(width), which grows, is next to goal: a multiple of 8, for its speed, where one
+    is within 1 %, else of 4, 2 or 1."""
+    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)                 # the first that is large enough
     for step in (8, 4, 2, 1):
-        n = bisect.bisect_left(range(step, top, step), goal, key=size)             # the first that is large enough
-        ch = min((max(n, 1) * step, (n + 1) * step), key=lambda ch: abs(size(ch) - goal))
+        up = -(-enough // step) * step
+        ch = min((max(up - step, step), up), key=lambda ch: abs(size(ch) - goal))
         if abs(size(ch) - goal) <= .01 * goal:
             break
     return ch

@@ -143,7 +143,7 @@ def test_random_masks_are_uniform_nested_and_the_same_everywhere():
     half, fifth = draw(n // 2), draw(n // 5)
     assert same(half, draw(n // 2)) and not same(half, draw(n // 2, 1))
     assert all((fifth[m] <= half[m]).all() for m in dense)
-    for m in half.values():                                     # as many as a draw leaves, in every tensor and half of it
+    for m in half.values():                                     # half of every tensor, and of half of it
         for part in (m, m[:len(m) // 2], m.flatten(1)[:, ::2]):
             assert abs(part.double().mean() - .5) < 4 * .5 / part.numel() ** .5
     assert abs(prune.overlap(half, draw(n // 2, 1)) - 1 / 3) < .01                  # 1/4 in both, 3/4 in either
