@@ -11,7 +11,10 @@ Use (see train_sngan.py, whose loop this serves):
 
 A conditional G or D takes classes y after its first argument; the same code serves both kinds.
 """
+import argparse
+import bisect
 import copy
+import functools
 import itertools
 import os
 
@@ -26,6 +29,8 @@ import metrics
 import prune
 from data import images
 
+SLIM = 1e-4                                                   # Liu et al. 2017; the paper gives none
+
 
 def add_flags(p, presets):
     """The flags of every training script; returns the parser."""
@@ -35,6 +40,10 @@ def add_flags(p, presets):
     a('--preset', choices=presets, help='defaults for the flags (default: chosen by --data)')
     a('--ch-g', type=int, help="channels of G (default: the ticket's, else the published ones)")
     a('--ch-d', type=int, help="channels of D (default: the ticket's, else the published ones)")
+    a('--small-dense', metavar='TICKET', help='dense networks, so narrow that they have as many weights as this ticket')
+    a('--reinit', action='store_true', default=None, help="other initial weights than the ticket's under its masks")
+    a('--slim', type=float, nargs='?', const=SLIM, metavar='WEIGHT',
+      help=f"L1 of G's batch-norm scales, for network slimming (default weight: {SLIM:g})")
     a('--d-pass', choices=['joint', 'separate'], default='joint',
       help='separate: reals and fakes pass D one after the other, each with its own power iteration, as released')
     return p
@@ -51,53 +60,110 @@ def parse(p, argv, presets, preset):
     for leaf in (augment, advaug, losses):
         if sentence := leaf.contradiction(args, p.get_default):
             loop.refuse(sentence)
+    if args.reinit and (args.init_from or not args.mask):
+        loop.refuse('--reinit draws other weights for the masks of a ticket: give --mask TICKET and no --init-from')
+    if args.slim is not None and not 0 < args.slim < float('inf'):
+        loop.refuse(f'{loop.flag(args, "slim")} is not a positive number')
     return args
 
 
+def ticket_flag(args):
+    """'--mask ticket.pt', or --small-dense."""
+    return loop.flag(args, 'mask' if args.mask else 'small_dense')
+
+
 def read_ticket(args):
-    return loop.read(args.mask, f'--mask {args.mask}', 'model', 'args', 'init', 'mask', 'data')
+    """The ticket of --mask, or of --small-dense."""
+    return loop.read(args.mask or args.small_dense, ticket_flag(args), 'model', 'args', 'init', 'mask', 'data')
 
 
 def adopt(args, given, model, build, **defaults):
     """Complete the flags that shape the networks: as given, else the ticket's, else the preset's, else these defaults.
 
     given: the flags before any preset. Exits 2 where networks of this shape fit neither the ticket nor a cut."""
-    ticket = read_ticket(args) if args.mask else None
+    for name in ('mask', 'ch_g', 'ch_d'):
+        if args.small_dense and getattr(given, name):
+            loop.refuse(f'--small-dense {args.small_dense} finds the widths of dense networks: leave out '
+                        f'{loop.flag(given, name)}')
+    ticket = read_ticket(args) if args.mask or args.small_dense else None
     if ticket and ticket['model'] != model:
-        loop.refuse(f"--mask {args.mask} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
+        loop.refuse(f"{ticket_flag(args)} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
     shaped = ticket or args.init_from and loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     for name, default in defaults.items():
         own, asked = shaped['args'].get(name) if shaped else getattr(args, name), getattr(given, name, None)
         if ticket and isinstance(asked, bool) and asked != own:                    # the shapes would not tell
-            loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of --mask {args.mask} is "
+            loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of {ticket_flag(args)} is "
                         'another, leave it out')
         for value in (asked, own, default):
             if value is not None:
                 setattr(args, name, value)
                 break
     try:
-        with torch.device('meta'):
-            nets = dict(zip('GD', build(args)))
+        if args.small_dense:
+            args.ch_g, args.ch_d = widths(args, ticket['mask'], build)
+        nets = dict(zip('GD', blank(build, args)))
     except ValueError as e:
         loop.refuse(f'--{e}')
+    if args.slim and not hasattr(nets['G'], 'slimmable'):
+        loop.refuse(f'{loop.flag(args, "slim")}: network slimming needs batch norms with scales of their own, which G '
+                    f"of {model} does not have (BigGAN's depend on the class): take sngan")
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
             loop.refuse(f'{loop.flag(args, cut)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}')
-        if ticket and (sentence := prune.mismatch(net, ticket['init'][name], ticket['mask'][name])):
+        if args.mask and (sentence := prune.mismatch(net, ticket['init'][name], ticket['mask'][name])):
             loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
                         'leave out --ch-g, --ch-d and --res, the ticket has its own')
     args.ch_g, args.ch_d = (net.ch for net in nets.values())
     return args
 
 
+def blank(build, args, **other):
+    """G, D of these flags with shapes and no weights."""
+    with torch.device('meta'):
+        return build(argparse.Namespace(**{**vars(args), **other}))
+
+
+def widths(args, masks, build):
+    """ch_g and ch_d of dense networks with as many parameters as those of args have under the masks {G, D}."""
+    found = []
+    for i, (name, flag) in enumerate((('G', 'ch_g'), ('D', 'ch_d'))):
+        @functools.cache
+        def size(ch, i=i, flag=flag):
+            try:
+                return sum(p.numel() for p in blank(build, args, **{flag: ch})[i].parameters())
+            except ValueError:                                                     # this model does not go so narrow
+                return 0
+        ch = getattr(args, flag)
+        goal = size(ch) - sum(int((~m).sum()) for m in masks[name].values())
+        found.append(nearest(size, goal, ch))
+        if loop.world()[0] == 0:
+            print(f'--small-dense {args.small_dense}: {name} has {goal:,} weights in the ticket and '
+                  f'{size(found[-1]):,} with --{flag.replace("_", "-")} {found[-1]} ({ch} in the ticket)')
+    return found
+
+
+def nearest(size, goal, top):
+    """The width up to `top` whose size(width), which grows, is next to goal: a multiple of 8, for its speed, where one
+    is within 1 %, else of 4, 2 or 1."""
+    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)                 # the first that is large enough
+    for step in (8, 4, 2, 1):
+        up = -(-enough // step) * step
+        ch = min((max(up - step, step), up), key=lambda ch: abs(size(ch) - goal))
+        if abs(size(ch) - goal) <= .01 * goal:
+            break
+    return ch
+
+
 def start(args, build):
     """G, D, masks {G, D} and hashes of what they come from: the seed, a ticket, or the weights of a checkpoint."""
-    G, D = build(args)
+    seed = int(loop.rng(args.seed, 'reinit').integers(2 ** 31)) if args.reinit else args.seed
+    G, D = build(argparse.Namespace(**{**vars(args), 'seed': seed}))
     masks, facts = {'G': {}, 'D': {}}, {}
     if args.mask:
         ticket = read_ticket(args)
-        G.load_state_dict(ticket['init']['G']), D.load_state_dict(ticket['init']['D'])
+        if not args.reinit:
+            G.load_state_dict(ticket['init']['G']), D.load_state_dict(ticket['init']['D'])
         masks, facts['mask_hash'] = ticket['mask'], loop.digest({k: ticket[k] for k in ('init', 'mask')})
     if args.init_from:
         weights = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
@@ -149,7 +215,8 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
 
 
 def g_loss(G, D, z, args, sums, context, *y, ada=None):
-    """L_G + lambda_1 L_G^adv (Eqs. 3-4); with PGD the backward passes have been run and the value carries no graph.
+    """L_G + lambda_1 L_G^adv (Eqs. 3-4) + slim(G); with PGD the backward passes of the first two have been run, and
+    their value carries no graph.
 
     context: of loop.autocast. y: the classes [N] of conditional networks. ada: augment.Controller."""
     f_G = losses.LOSSES[args.loss][1]
@@ -162,13 +229,21 @@ def g_loss(G, D, z, args, sums, context, *y, ada=None):
         with context():
             return losses.g_loss(D(T(G2(h)), *y), f_G)
     if 'g' not in args.advaug:
-        return sums.add(L_G=fool(h))
+        return sums.add(L_G=fool(h)) + slim(G, args, sums)
     if args.adv_noise:
-        return sums.add(L_G=fool(h)) + args.adv_lambda_g * sums.add(L_G_adv=fool(advaug.noise(h, args.adv_noise)))
+        return (sums.add(L_G=fool(h)) + args.adv_lambda_g * sums.add(L_G_adv=fool(advaug.noise(h, args.adv_noise)))
+                + slim(G, args, sums))
     step = args.adv_step if args.adv_sign == 'adversary' else -args.adv_step       # f_G falls where D rises
     clean, adv = advaug.backward(h, fool, args.adv_pgd, step, args.adv_eps, args.adv_lambda_g)
     sums.add(L_G=clean, L_G_adv=adv)
-    return clean + args.adv_lambda_g * adv
+    return clean + args.adv_lambda_g * adv + slim(G, args, sums)
+
+
+def slim(G, args, sums):
+    """Network slimming's pull on G's channels: --slim times the sum of |gamma| over batch norms (Liu et al. 2017)."""
+    if not args.slim:
+        return 0.
+    return sums.add(L1=args.slim * sum(G.get_parameter(name).abs().sum() for name in G.slimmable()))
 
 
 def perturb(h, objective, args):
@@ -266,7 +341,8 @@ class Training:
             getattr(self, name).freeze(names)
         self.E = loop.Flat(E.to(**place), mask=self.masks['G'])
         self.nets = dict(G=self.G, D=self.D, E=self.E)
-        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl')
+        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl',
+                              'L1')
         self.ada = augment.Controller(args.batch * args.d_steps, args.ada_heuristic, args.ada_target, args.ada_kimg,
                                       args.ada_interval, args.ada_pmax, args.ada_p,
                                       self.device) if args.aug == 'ada' else None

@@ -41,7 +41,7 @@ START = time.time()                          # --max-hours counts from here
 STOP = []                                    # signals received; read once per step, so that all ranks stop at one
 FREE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every', 'metrics',
         'batch_gpu', 'eval_batch', 'device', 'check_data', 'strict', 'root', 'weights', 'cache',     # may differ;
-        'data', 'mask', 'init_from', 'protocol'}                                 # of these the content is compared
+        'data', 'mask', 'init_from', 'small_dense', 'protocol'}                  # of these the content is compared
 
 
 def add_flags(parser):

@@ -50,9 +50,9 @@ def get_args(argv=None):
       help="D's shortcuts see ReLU(x), as released (default: x)")
     given = p.parse_known_args(argv)[0]
     for name in ('ch_g', 'ch_d'):
-        if (getattr(given, name) or 8) % 8:
-            loop.refuse(f'{loop.flag(given, name)} is not a multiple of 8, and attention takes an eighth of it')
-    res = given.res or (gan.read_ticket(given)['args']['res'] if given.mask else None)
+        if (getattr(given, name) or 8) < 8:
+            loop.refuse(f'{loop.flag(given, name)} is below 8, and attention takes an eighth of it')
+    res = given.res or (gan.read_ticket(given)['args']['res'] if given.mask or given.small_dense else None)
     name = given.preset or preset(given.data, res)
     p.set_defaults(protocol=PROTOCOL.get(given.data) if name == given.data else None)
     args = gan.parse(p, argv, PRESETS, name)
@@ -68,7 +68,7 @@ def get_args(argv=None):
     gan.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
               relu_shortcut=False)
     if args.classes != len(names):
-        loop.refuse(f'--mask {args.mask} has {args.classes} classes, --data {args.data} has {len(names)}: '
+        loop.refuse(f'{gan.ticket_flag(args)} has {args.classes} classes, --data {args.data} has {len(names)}: '
                     'find a ticket on this data set')
     return args
 

@@ -50,6 +50,7 @@ SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAug
                  'official network (the paper used a port with other layers, hinge loss and no minibatch statistic)',
         'cifar': "ADA's CIFAR-10", 'large': "DiffAugment's FFHQ and LSUN", 'auto': "ADA's settings by resolution",
         'demo': 'small, to try things on a laptop'}
+gains = stylegan2.effective_gain                               # what find_ticket.py ranks weights with
 FEW = 5000                                                     # images of a folder up to which the recipe is few-shot
 
 

@@ -40,8 +40,8 @@ def shape(res, ch, narrow):
         raise ValueError(f'res {res}, narrow {narrow}: use 32, 64 or 128, and narrow at 64 only')
     default, g, d, halvings = SHAPES[res, narrow]
     ch = default if ch is None else ch
-    if ch % 8:
-        raise ValueError(f'ch {ch} is not a multiple of 8, and attention takes an eighth of it')
+    if ch < 8:
+        raise ValueError(f'ch {ch} is below 8, and attention takes an eighth of it')
     return ch, [ch * m for m in g], [ch * m for m in d], halvings
 
 

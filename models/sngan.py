@@ -146,6 +146,15 @@ class Generator(Cut):
     def stages(self):
         return [self.first, self.block2, self.block3, self.block4, self.image]
 
+    def slimmable(self):
+        """The channels that network slimming may remove: {batch-norm scale: (convolution in front, or None where the
+        shortcut uses its output too; convolution behind)}, by parameter name."""
+        pairs = {}
+        for b in ('block2', 'block3', 'block4'):
+            pairs[f'{b}.n1.weight'] = None, f'{b}.c1.weight'
+            pairs[f'{b}.n2.weight'] = f'{b}.c1.weight', f'{b}.c2.weight'
+        return {**pairs, 'n5.weight': (None, 'c5.weight')}
+
 
 class Discriminator(Cut):
     """Images in [-1, 1] [N, 3, H, W] -> logits [N], fp32.

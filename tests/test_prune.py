@@ -1,8 +1,10 @@
-"""prune.py: Algorithm 1's arithmetic to one weight, what is ranked, and what is refused."""
+"""prune.py: Algorithm 1's arithmetic to one weight, what is ranked, what is refused; the ways it is compared with."""
 import copy
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prune
 from models import sngan
@@ -80,3 +82,151 @@ def test_mismatch_names_the_layer_and_both_shapes():
     assert 'l1.weight' in sentence and '(128, 128)' in sentence and '(256, 128)' in sentence
     assert prune.mismatch(net, net.state_dict(), prune.ones(net)) is None
     assert 'nothing' in prune.mismatch(net, net.state_dict(), {'nothing': torch.ones(1)})
+
+
+# ---- what it is compared with
+
+def small():
+    torch.manual_seed(0)
+    return sngan.Generator(32, 16)
+
+
+def bits(*values):
+    return {'w': torch.tensor(values, dtype=torch.bool)}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_what_survives_some_rounds_is_counted_as_the_rounds_do():
+    assert [prune.alive_after(1001, .2, k) for k in range(5)] == [1001, 801, 641, 513, 411]
+    net, masks = small(), prune.ones(small())
+    for k in range(5):
+        assert prune.alive(masks) == prune.alive_after(prune.alive(prune.ones(net)), .4, k)
+        masks = prune.magnitude(net, masks, .4)
+
+
+@pytest.mark.parametrize('rho', [.1, .2, .4])
+def test_pruning_at_once_leaves_exactly_what_rounds_leave(rho):
+    net, dense = small(), prune.ones(small())
+    for k in (1, 2, 5):
+        keep = prune.alive_after(prune.alive(dense), rho, k)
+        assert prune.alive(prune.magnitude(net, dense, keep=keep)) == keep
+        assert prune.alive(prune.random(dense, keep, np.random.default_rng(0))) == keep
+    assert same(prune.magnitude(net, dense, keep=prune.alive_after(prune.alive(dense), rho, 1)),
+                prune.magnitude(net, dense, rho))
+
+
+def test_of_one_weighting_rounds_and_at_once_are_the_same():
+    """Without training in between the surviving order does not change."""
+    net, masks = small(), prune.ones(small())
+    keep = prune.alive_after(prune.alive(masks), .2, 4)
+    for _ in range(4):
+        masks = prune.magnitude(net, masks, .2)
+    assert same(masks, prune.magnitude(net, prune.ones(net), keep=keep))
+
+
+def test_weights_are_ranked_as_they_act():
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(3, 2, 1))
+    for layer, value in zip(net, (1., 2.)):
+        layer.weight.data = value + torch.arange(6.).view_as(layer.weight) / 100
+    left = lambda **how: [int(m.sum()) for m in prune.magnitude(net, prune.ones(net), keep=7, **how).values()]
+    assert left() == left(gains={}) == [1, 6] and left(gains={'0.weight': 3.}) == [6, 1]
+    assert left(gains={'0.weight': 10., '1.weight': 5.04}) == [4, 3]        # 10, 10.1 ... and 10.08, 10.13 ...
+
+
+def test_random_masks_are_uniform_nested_and_the_same_everywhere():
+    dense = prune.ones(sngan.Generator(32, 32))
+    draw = lambda keep, seed=0: prune.random(dense, keep, np.random.default_rng(seed))
+    n = prune.alive(dense)
+    half, fifth = draw(n // 2), draw(n // 5)
+    assert same(half, draw(n // 2)) and not same(half, draw(n // 2, 1))
+    assert all((fifth[m] <= half[m]).all() for m in dense)
+    for m in half.values():                                     # half of every tensor, and of half of it
+        for part in (m, m[:len(m) // 2], m.flatten(1)[:, ::2]):
+            assert abs(part.double().mean() - .5) < 4 * .5 / part.numel() ** .5
+    assert abs(prune.overlap(half, draw(n // 2, 1)) - 1 / 3) < .01                  # 1/4 in both, 3/4 in either
+    tiny = prune.random(bits(*[1] * 8), 4, np.random.default_rng(7))                # numpy's stream, on any machine
+    assert tiny['w'].tolist() == (np.random.default_rng(7).random(8).argsort().argsort() >= 4).tolist()
+    with pytest.raises(ValueError, match='would lose all'):
+        draw(5)
+
+
+def test_random_within_layers_keeps_every_tensors_sparsity_and_no_place():
+    masks = prune.magnitude(small(), prune.ones(small()), .8)
+    shuffled = [prune.random_layers(masks, np.random.default_rng(s)) for s in (0, 0, 1)]
+    assert same(shuffled[0], shuffled[1]) and not same(shuffled[0], shuffled[2])
+    for name, m in masks.items():
+        assert shuffled[0][name].shape == m.shape and int(shuffled[0][name].sum()) == int(m.sum())
+    assert prune.overlap(shuffled[0], shuffled[2]) < .5 * prune.overlap(masks, masks) == .5
+
+
+def test_distances_of_masks_by_hand():
+    a, b = bits(1, 1, 0, 0, 1), bits(1, 0, 1, 0, 1)
+    assert prune.hamming(a, b) == .4 and prune.overlap(a, b) == .5
+    assert prune.hamming(a, a) == 0 and prune.overlap(a, a) == 1
+    assert prune.hamming({}, {}) == 0 and prune.overlap({}, {}) == 1
+    assert prune.channels({'w': torch.tensor([[[1, 0]], [[0, 0]], [[0, 0]], [[1, 1]]], dtype=torch.bool)}) == .5
+    assert prune.channels({}) == 0 == prune.channels(prune.ones(small()))
+
+
+def test_the_drift_is_of_the_newest_mask_from_the_four_before_it():
+    far, near, here = bits(*[0] * 9, 1), bits(*[1] * 9, 0), bits(*[1] * 10)
+    assert prune.drift([]) == prune.drift([here] * 4) == 1. and prune.drift([here] * 5) == 0
+    assert prune.drift([far, near, here, here, here, here]) == .1                  # far has left
+    assert prune.drift([near, here, here, here, far]) == 1. and prune.drift([far, here, here, here, here]) == .9
+
+
+def test_slimming_takes_the_channels_of_the_smallest_scales_and_stops_next_to_the_count():
+    G = small()
+    for i, name in enumerate(G.slimmable()):
+        G.get_parameter(name).data = torch.linspace(.1, 1., 16) * (-1) ** i + .001 * i
+    dense = prune.ones(G)
+    scales = sorted((abs(g), n, c) for n in G.slimmable() for c, g in enumerate(G.get_parameter(n).tolist()))
+    counts = []                                                 # of every number of channels, by brute force
+    for cut in range(len(scales)):
+        masks = {n: m.clone() for n, m in dense.items()}
+        for _, name, c in scales[:cut]:
+            front, behind = G.slimmable()[name]
+            masks[behind][:, c] = False
+            if front:
+                masks[front][c] = False
+        counts.append((prune.alive(masks), masks))
+    for goal in (prune.alive(dense), 14000, 12345, 9000, 5000):
+        left, masks = min(counts, key=lambda c: abs(c[0] - goal))
+        new = prune.slim(G, dense, G.slimmable(), goal)
+        assert prune.alive(new) == left and same(new, masks) and abs(left - goal) < 16 * 9 * 2
+    removed = scales[:next(i for i, (left, _) in enumerate(counts) if left == prune.alive(new))]
+    filters = sum('n2' in name for _, name, _ in removed)
+    assert prune.channels(new) == filters / (9 * 16 + 3) and filters > 20 and prune.sparsity(dense) == 0
+    G.n5.weight.data.zero_()
+    with pytest.raises(ValueError, match='c5.weight would lose all'):
+        prune.slim(G, dense, G.slimmable(), 9000)
+
+
+def test_a_slimmed_generator_is_the_one_without_those_channels():
+    """In training mode, on random scales, shifts and biases, against blocks with smaller tensors."""
+    G = small().double()
+    for p in G.parameters():
+        p.data += .3 * torch.randn_like(p)
+    masks = prune.slim(G, prune.ones(G), G.slimmable(), 8000)
+    z = torch.randn(8, 128, dtype=torch.float64)
+    prune.apply_(G, masks)
+    up = lambda x: F.interpolate(x, scale_factor=2.)
+
+    def normed(x, n, keep):
+        return F.relu(F.batch_norm(x, None, None, n.weight[keep], n.bias[keep], True, eps=n.eps))
+    x, sizes = G.first(z), []
+    for name in ('block2', 'block3', 'block4'):
+        b = G.get_submodule(name)
+        enter, inside = (masks[f'{name}.{c}.weight'].any(0).any(-1).any(-1) for c in ('c1', 'c2'))
+        w1, w2 = b.c1.weight[inside][:, enter], b.c2.weight[:, inside]
+        assert w1.all() and w2.all()                            # nothing is left of what could be taken away
+        sizes += [len(w1), w1.shape[1]]
+        h = F.conv2d(up(normed(x[:, enter], b.n1, enter)), w1, b.c1.bias[inside], padding=1)
+        x = F.conv2d(normed(h, b.n2, inside), w2, b.c2.bias, padding=1) + up(b.sc(x))
+    last = masks['c5.weight'].any(0).any(-1).any(-1)
+    x = torch.tanh(F.conv2d(normed(x[:, last], G.n5, last), G.c5.weight[:, last], G.c5.bias, padding=1))
+    assert all(0 < n < 16 for n in sizes) and last.sum() < 16
+    assert torch.allclose(G(z), x, atol=1e-10)
