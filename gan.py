@@ -29,6 +29,7 @@ import metrics
 import prune
 from data import images
 
+SUMS = 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'D_shift', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl', 'L1'
 SLIM = 1e-4                                                   # Liu et al. 2017; the paper gives none
 
 
@@ -186,6 +187,7 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
 
     y, y_fake: classes [N] of a conditional D. ada: augment.Controller. lecam: losses.LeCam."""
     f_D, n = losses.LOSSES[args.loss][0], len(real)
+    f_D = f_D if args.margin == 1 else lambda t: losses.hinge(t, args.margin)
     real = real.detach().requires_grad_(r1 > 0)                                    # R_1 is of images before T
     if args.aug_on == 'real':
         both = torch.cat((draw(args, real, ada)(real), fake))                      # [2N, 3, H, W]
@@ -210,6 +212,7 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
         moved = [D2(perturb(h, lambda h, D2=D2, s=s: s * D2(h), args))
                  for (h, D2), s in zip(split, sign.chunk(len(split)))]
         moved = torch.cat(moved)                                                   # [2N]
+        sums.add(D_shift=(moved - logits).abs())
         loss = loss + args.adv_lambda_d * sums.add(L_D_adv=losses.d_loss(moved[:n], moved[n:], f_D))
     return loss
 
@@ -341,8 +344,7 @@ class Training:
             getattr(self, name).freeze(names)
         self.E = loop.Flat(E.to(**place), mask=self.masks['G'])
         self.nets = dict(G=self.G, D=self.D, E=self.E)
-        self.sums = loop.Sums(self.device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl',
-                              'L1')
+        self.sums = loop.Sums(self.device, *SUMS)
         self.ada = augment.Controller(args.batch * args.d_steps, args.ada_heuristic, args.ada_target, args.ada_kimg,
                                       args.ada_interval, args.ada_pmax, args.ada_p,
                                       self.device) if args.aug == 'ada' else None

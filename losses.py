@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 
 
-def hinge(t):
-    """max(0, 1 + t)."""
-    return F.relu(1 + t)
+def hinge(t, margin=1.):
+    """max(0, margin + t)."""
+    return F.relu(margin + t)
 
 
 def identity(t):
@@ -68,6 +68,7 @@ def add_flags(parser):
     """The flags of the losses; returns the parser."""
     a = parser.add_argument
     a('--loss', choices=LOSSES, default='hinge', help='f_D and f_G')
+    a('--margin', type=float, default=1., help="of D's hinge loss max(0, margin + t)")
     a('--lecam', type=float, nargs='?', const=-1., metavar='WEIGHT',
       help=f"LeCam's regulariser of D (default weight: {', '.join(f'{w:g} with {k}' for k, w in LECAM.items())})")
     a('--lecam-decay', type=float, default=.9, help='of the moving averages, per D update')
@@ -81,6 +82,8 @@ def contradiction(args, default):
     for name in ('lecam_decay', 'lecam_start', 'lecam_form'):
         if args.lecam is None and getattr(args, name) != default(name):
             return f"--{name.replace('_', '-')} {getattr(args, name)} does nothing without --lecam: add it"
+    if args.margin != 1 and args.loss != 'hinge':
+        return f'--margin {args.margin:g} is of the hinge loss: leave it out with --loss {args.loss}'
     if args.lecam == -1:
         args.lecam = LECAM[args.loss]
     if args.lecam is not None and not 0 < args.lecam < float('inf'):

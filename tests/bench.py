@@ -79,7 +79,7 @@ def ours(args, precision, extra=()):
     device = torch.device(args.device)
     G, D = (loop.Flat(net.to(device, memory_format=torch.channels_last), 2e-4)
             for net in RECIPES[args.model].build(flags))
-    sums = loop.Sums(device, 'L_D', 'D_real', 'D_fake', 'L_D_adv', 'L_G', 'L_G_adv')
+    sums = loop.Sums(device, *gan.SUMS)
     x, z, y = inputs(args, G.net, torch.channels_last)
 
     def context():

@@ -143,7 +143,7 @@ def test_slim_adds_its_pull_to_the_gradient_of_the_scales_and_of_nothing_else(fl
         G, D = train_sngan.build(args)
         G.block2.n1.weight.data[0] = -1.
         G, D = loop.Flat(G.double(), 1.), loop.Flat(D.double(), 1.)
-        sums = loop.Sums('cpu', 'L_G', 'L_G_adv', 'L1')
+        sums = loop.Sums('cpu', *gan.SUMS)
         context, z = lambda: loop.autocast(args, torch.device('cpu')), torch.randn(8, 128, dtype=torch.float64,
                                                                                   generator=torch.Generator())
         torch.manual_seed(0)

@@ -116,7 +116,7 @@ def twenty(dtype, d_pass, rho, iterations=20, d_steps=2):
     G, D = (loop.Flat(net.to(memory_format=torch.channels_last), 2e-4, mask=m, share_sn=d_pass == 'joint')
             for net, m in ((G, masks['G']), (D, masks['D'])))
     adam = {id(net): torch.optim.Adam(net.parameters(), 2e-4, (0., .9)) for net in (pG, pD)}
-    sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+    sums = loop.Sums('cpu', *gan.SUMS)
     context = lambda: loop.autocast(args, torch.device('cpu'))
 
     def step(net, loss, mask):
@@ -176,7 +176,7 @@ def test_the_adversary_raises_each_players_own_loss_and_the_released_one_only_cl
         for _ in range(20):
             D(torch.zeros(1, 3, 32, 32))                        # settle u, v, so that passes can be compared
         D.eval()
-        sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+        sums = loop.Sums('cpu', *gan.SUMS)
         context = lambda args=args: loop.autocast(args, torch.device('cpu'))
         x = torch.rand(8, 3, 32, 32) * 2 - 1
         gan.d_loss(D, x, G(torch.randn(8, 128)), args, sums)
@@ -256,7 +256,7 @@ def test_reals_alone_both_or_D_alone_are_augmented_as_asked(monkeypatch):
     G = Namespace(split=lambda z, cut: (z, lambda h: torch.zeros(4, 3, 8, 8) + h.mean()))
     for on, d_sees, g_sees in (('both', [1., 1.], 1.), ('real', [1., 0.], 0.), ('d', [1., 1.], 0.)):
         args = train_sngan.get_args([*TINY, '--aug', 'diffaug', '--aug-on', on])
-        D, sums = Spy(), loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G')
+        D, sums = Spy(), loop.Sums('cpu', *gan.SUMS)
         gan.d_loss(D, torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), args, sums)
         assert D.seen[[0, -1]].tolist() == d_sees
         gan.g_loss(G, D, torch.zeros(4, 8), args, sums, contextlib.nullcontext)

@@ -190,7 +190,7 @@ def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
     a = args('--aug', 'diffaug', '--loss', 'logistic')
     G, D = (net.double() for net in train_stylegan2.build(a))
     real, fake = torch.rand(2, 4, 3, 16, 16, dtype=torch.float64)
-    sums = loop.Sums(torch.device('cpu'), 'L_D', 'D_real', 'D_fake', 'R_1')
+    sums = loop.Sums(torch.device('cpu'), *gan.SUMS)
 
     def loss(r1):
         torch.manual_seed(0)
