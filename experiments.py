@@ -224,8 +224,9 @@ def pruned(f, methods):
     for method in methods:
         for k in dict.fromkeys(map(f.level, (3, 8))):
             like = f'--like {f.ticket(k)}' if method == 'random-layers' else ''
+            extra = {'slimming': '--prune g', 'random-layers': like}.get(method, '')
             name = f'{method}{k}'
-            yield from f.find(k, name, f'--method {method} {like}', 2 if like else 1)
+            yield from f.find(k, name, f'--method {method} {extra}', 2 if like else 1)
             yield from f.train(k, name=f'{name}-plain', mask=f'{f.out}/{name}.pt')
 
 
@@ -296,7 +297,7 @@ def fewshot(family):
 def stylegan2(family):
     """StyleGAN2 on CIFAR at 10, 20 and 100 %, and on 1,000 images of FFHQ and LSUN cat."""
     for data, frac in [*((d, f) for d in ('cifar10', 'cifar100') for f in (.1, .2, 1.)), ('ffhq', 1000), ('lsun-cat', 1000)]:
-        f = family('stylegan2', data, frac, 250000, '--aug none')
+        f = family('stylegan2', data, frac, 250000, '' if 'cifar' in data else '--aug none')
         for way in ('plain', 'diffaug', 'ada'):
             yield from f.train(0, way)
         if f.small:

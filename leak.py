@@ -93,7 +93,9 @@ def main(args):
     rows = [{'label': which, **shares(C, real)}, {'label': f'{which}, turned and mirrored at random', **shares(C, mixed)}]
     for r in args.runs:
         net = generate.load(f"{r['path']}/last.pt", 'cpu')
-        x = generate.sample(net, range(args.samples))
+        classes = getattr(net, 'classes', 0)
+        y = torch.arange(args.samples) % classes if classes else None
+        x = generate.sample(net, range(args.samples), y)
         rows.append({'label': r['label'], 'p': r['flags'].get('ada_p') if r['flags']['aug'] == 'ada' else None,
                      'path': r['path'], **shares(C, x)})
     os.makedirs(args.out, exist_ok=True)

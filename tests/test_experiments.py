@@ -1,0 +1,134 @@
+"""experiments.py and run_all.sh: every row is a command that its script takes, stages have what they need, endings."""
+import importlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+import experiments
+import find_ticket
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FILES = re.compile(r'--(?:mask|like|small-dense|init-from) (\S+)')
+
+
+def rows(*argv):
+    return experiments.rows(experiments.get_args(argv))
+
+
+@pytest.mark.parametrize('scale', experiments.SCALES)
+def test_every_row_is_one_command_whose_files_come_from_an_earlier_stage(scale):
+    made, place = {}, {}
+    for stage, name, command in rows('all', '--scale', scale, '--seeds', '0', '1'):
+        out = re.search(r'--out (\S+)', command)[1]
+        assert place.setdefault(out, command) == command, 'two trainings in one directory'
+        for path in FILES.findall(command):
+            if path != 'ffhq.pt':                              # the user's own
+                assert any(path.startswith(o) and s < stage for o, s in made.items()), (path, command)
+        made[out] = min(stage, made.get(out, stage))
+        if ticket := re.search(r'--ticket (\S+)', command):
+            made[ticket[1]] = stage
+        rounds = re.search(r'--rounds (\d+)', command)
+        assert not rounds or int(rounds[1]) >= 1
+    for path in {p for _, _, c in rows('all', '--scale', scale) for p in FILES.findall(c)}:
+        k, finding = re.search(r'ticket(\d+)\.pt', path), place.get(os.path.dirname(path), '')
+        if k:                                                  # no later a round than is found
+            assert int(k[1]) <= int(re.search(r'--rounds (\d+)', finding)[1]), (path, finding)
+
+
+@pytest.mark.parametrize('scale, models', [('demo', ''), ('paper', 'biggan imagenet')])
+def test_every_script_takes_its_rows(scale, models, monkeypatch):
+    """Tickets and checkpoints are not there: the flags that name them are left out, with what needs them."""
+    monkeypatch.setattr(experiments.argparse.ArgumentParser, 'exit', lambda self, status=0, message='': pytest.fail(message))
+    seen = set()
+    for _, _, command in rows('all', '--scale', scale):
+        command = re.sub(r' --transfer \S+| --mine-steps \d+| --reinit|--method random-layers', '', FILES.sub('', command))
+        command = re.sub(r'--(out|ticket) \S+', '', command)
+        command = re.sub(r'--data (100-shot|AnimalFace)\S+', '--data 100-shot-panda', command)
+        if command in seen or any(word in command for word in models.split()):
+            continue
+        seen.add(command)
+        script, *flags = command.split()
+        args = (find_ticket if script == 'find_ticket' else importlib.import_module(script)).get_args(flags)
+        assert args
+    assert len(seen) > 30
+
+
+def test_a_shared_training_is_one_command_and_a_shared_finding_has_the_most_rounds():
+    both = [c for _, _, c in rows('fig2', 'fig7')]
+    found = {c for c in both if 'find_ticket' in c and c.endswith('sngan-fashion-mnist-0.1/find')}
+    assert len(found) == 1 and '--rounds 8 ' in found.pop()
+    assert {c for _, n, c in rows('table6', 'leak') if n == 'leak'} & {c for _, n, c in rows('table6', 'leak') if n == 'table6'}
+
+
+def test_a_seed_fixes_weights_subset_and_place():
+    first, second = ([c for _, _, c in rows('table6', '--seeds', s)] for s in '01')
+    again = [c.replace('-s1/', '/').replace(' --seed 1 --data-seed 1', '') for c in second]
+    assert again == first != second
+
+
+# ---- run_all.sh on scripts that only say that they ran
+
+FAKE = """import os, sys
+out = sys.argv[sys.argv.index('--out') + 1]
+with open('ran', 'a') as f:
+    print(os.path.basename(out), file=f)
+sys.exit(int(os.environ.get('END_' + os.path.basename(out).replace('-', '_').replace('.', '_'), 0)))
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    for name in ('run_all.sh', 'experiments.py'):
+        shutil.copy(f'{ROOT}/{name}', tmp_path)
+    for name in ('train_sngan', 'find_ticket', 'leak'):
+        (tmp_path / f'{name}.py').write_text(FAKE)
+    (tmp_path / 'report.py').write_text("import sys\nprint('report of', sys.argv[1:])\n")
+    python = tmp_path / 'python'                               # says that the packages are there, quickly
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\nexec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IEXEC)
+    return tmp_path
+
+
+def run_all(place, *names, **env):
+    env = {**os.environ, 'PYTHON': str(place / 'python'), **env}
+    done = subprocess.run(['bash', 'run_all.sh', *names], cwd=place, env=env, capture_output=True, text=True, timeout=60)
+    ran = (place / 'ran').read_text().split() if (place / 'ran').exists() else []
+    return done, [r for r in ran if not r.startswith(('sngan', 'biggan'))]         # without the timed two steps
+
+
+@pytest.mark.parametrize('jobs', ['1', '3'])
+def test_a_failed_row_is_named_and_stops_no_other(place, jobs):
+    done, ran = run_all(place, 'table6', JOBS=jobs, END_dense_noise='3')
+    assert done.returncode == 1 and done.stdout.count('failed: 3') == 0 and done.stdout.count('failed: ') == 2, done.stdout
+    assert sorted(ran) == sorted(2 * ['dense-plain', 'dense-noise', 'dense-advaug', 'dense-advaug-g', 'dense-margin-1.045'])
+    assert "report of ['table6', '--rows'" in done.stdout
+
+
+@pytest.mark.parametrize('jobs', ['1', '2'])
+def test_what_is_stopped_stops_everything_with_its_code(place, jobs):
+    done, ran = run_all(place, 'table6', JOBS=jobs, END_dense_noise='75')
+    assert done.returncode == 75 and len(ran) < 6 and "report of ['table6'" not in done.stdout
+
+
+def test_findings_come_before_what_needs_them_and_the_dry_run_prints_each_command_once(place):
+    done, ran = run_all(place, 'controls', 'fig2', JOBS='4')
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [i for i, name in enumerate(ran) if name in ('find', 'oneshot3', 'random8', 'init3', 'early')]
+    assert max(found) < min(i for i, name in enumerate(ran) if name.startswith('random-layers') and 'plain' not in name)
+    dry, _ = run_all(place, '--dry-run', 'controls', 'fig2')
+    lines = dry.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == len(ran) and all(re.match(r'\S+ (train_|find_)\w+\.py --?\w*', line) for line in
+                                                             (re.sub('sngan --', '--', line) for line in lines))
+    stages = [run_all(place, '--dry-run', 'controls', 'fig2', STAGE=s)[0].stdout.splitlines() for s in '1234']
+    assert sum(stages, []) == lines and all(stages[:3])
+
+
+def test_unknown_names_and_scales_are_refused(place):
+    for env, names in (({}, ['table9']), ({'SCALE': 'huge'}, ['table1']), ({}, ['demo', 'table1'])):
+        done, ran = run_all(place, *names, **env)
+        assert done.returncode == 2 and not ran and done.stderr.strip()
