@@ -224,8 +224,8 @@ def tensor(x, shape, name):
     data, values = raw(x.storage.data), None
     with contextlib.suppress(pickle.UnpicklingError, RuntimeError):                # hostile; outside of the storage
         storage = data.startswith(STORAGE) and torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-        if torch.is_storage(storage) and storage.dtype == torch.float32 and x.size == shape:
-            flat = torch.empty(0).set_(storage)
+        if isinstance(storage, torch.TypedStorage) and x.size == shape:
+            flat = torch.empty(0).set_(storage)                                    # refuses all but fp32
             values = flat.as_strided(shape, x.stride, x.offset).clone(memory_format=torch.contiguous_format)
     if values is None or not values.isfinite().all():
         raise Refused(f'has {name} as something else than finite fp32 values of shape {shape}')
@@ -299,8 +299,8 @@ def main(argv=None):
             torch.save(saved, f)
         os.replace(f'{args.out}.tmp', args.out)
     except (Refused, OSError) as e:
-        sentence = f'{args.snapshot}: {e}: not read' if isinstance(e, Refused) else f'{e.filename}: {e.strerror}'
-        print(f'error: {sentence}', file=sys.stderr)
+        why = (args.snapshot, f'{e}: not read') if isinstance(e, Refused) else (e.filename or args.out, e.strerror)
+        print('error: {}: {}'.format(*why), file=sys.stderr)
         raise SystemExit(2)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -500,6 +500,20 @@ def test_what_is_not_there_or_cannot_be_written_is_one_sentence(tmp_path, capsys
     assert os.listdir(tmp_path) == ['in.pkl']
 
 
+def test_a_full_disk_leaves_the_old_checkpoint_as_it_was(tmp_path, monkeypatch, capsys):
+    source, out = write(tmp_path / 'in.pkl', dumps(snapshot())), write(tmp_path / 'out.pt', b'old')
+
+    def full(saved, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(SystemExit) as e:
+        convert.main([source, out])
+    assert e.value.code == 2 and capsys.readouterr().err == f'error: {out}: No space left on device\n'
+    with open(out, 'rb') as f:
+        assert f.read() == b'old' and sorted(os.listdir(tmp_path)) == ['in.pkl', 'out.pt']
+
+
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_a_snapshot_cut_short_anywhere_is_refused(protocol, tmp_path):
     content = dumps(snapshot(), protocol)
