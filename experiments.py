@@ -56,7 +56,8 @@ class Family:
         if self.small:
             data, steps, self.most = SMALL[model]
             steps = args.steps or {'smoke': 4, 'demo': steps}[args.scale]
-            flags = '--preset demo' + ' --eval-samples 16 --eval-repeats 1' * (args.scale == 'smoke')
+            flags = '--preset demo' + ' --aug none' * (model == 'stylegan2')
+            flags += ' --eval-samples 16 --eval-repeats 1' * (args.scale == 'smoke')
             self.most = min(self.most, 2) if args.scale == 'smoke' else self.most
         self.steps, scale = steps, args.scale + f'-{args.steps}' * bool(self.small and args.steps)
         self.evals = 10 if args.scale == 'paper' else 2
