@@ -3,6 +3,7 @@
 Use:
     python tests/bench.py                        # SNGAN at the paper's size: G 256, D 128, batch 64
     python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
+    python tests/bench.py --model stylegan2 --batch 4 --peer DIR     # the four steps at 256 px; DIR: stylegan2-ada-pytorch
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if pip has installed them
     python tests/bench.py --augment --peer DIR   # ADA, DiffAugment; DIR: of stylegan2-ada-pytorch, DiffAugment_pytorch.py
@@ -33,12 +34,14 @@ from test_metrics import drawn_state
 import augment
 import gan
 import loop
+import losses
 import metrics
 import train_biggan
 import train_sngan
+import train_stylegan2
 
-RECIPES = {'sngan': train_sngan, 'biggan': train_biggan}
-PRESET = {'sngan': 'paper', 'biggan': 'cifar10'}
+RECIPES = {'sngan': train_sngan, 'biggan': train_biggan, 'stylegan2': train_stylegan2}
+PRESET = {'sngan': 'paper', 'biggan': 'cifar10', 'stylegan2': 'large'}
 
 
 def get_args(argv=None):
@@ -179,6 +182,78 @@ def scores(args):
         print(f"Frechet distance of 2048 features, {name}: {t:.3f} s, {times['scipy.linalg.sqrtm'] / t:.1f}x scipy's")
 
 
+def four(G, D, x, z, w_of, synthesis):
+    """{step: loss} of StyleGAN2's Gmain, Greg, Dmain, Dreg on networks of either make, as functions without arguments."""
+    def path_length():
+        w = w_of(z[:max(len(z) // 2, 1)])
+        image = synthesis(w)
+        g, = torch.autograd.grad((image * torch.randn_like(image)).sum(), w, create_graph=True)
+        return g.square().sum(2).mean(1).sqrt().var(correction=0)
+
+    def r1():
+        real = x.detach().requires_grad_(True)
+        return losses.r1(D(real), real)
+
+    def d_main():
+        with torch.no_grad():
+            fake = G(z)
+        return losses.d_loss(D(x), D(fake), losses.LOSSES['logistic'][0])
+    return {'Gmain': (G, lambda: torch.nn.functional.softplus(-D(G(z))).mean()), 'Greg': (G, path_length),
+            'Dmain': (D, d_main), 'Dreg': (D, r1)}
+
+
+def stylegan2(args):
+    """Print seconds of the four steps, ours in each precision and (with --peer) of the original's plain PyTorch."""
+    flags = settings(args)
+    x, z, _ = inputs(args, train_stylegan2.build(flags)[0], torch.channels_last)
+    calls = {}
+
+    def add(name, G, D, of, synthesis, context=contextlib.nullcontext):
+        for step, (net, loss) in four(G, D, x, z, of, synthesis).items():
+            def run(net=net, loss=loss):
+                for p in [*G.parameters(), *D.parameters()]:
+                    p.requires_grad_(False)
+                for p in net.parameters():
+                    p.requires_grad_(True)
+                with context():
+                    value = loss()
+                torch.autograd.grad(value, [p for p in net.parameters()], allow_unused=True)
+            calls[step, name] = run
+    for precision in ('fp32', 'bf16') if loop.has_bf16(torch.device(args.device)) else ('fp32',):
+        G, D = (net.to(args.device, memory_format=torch.channels_last) for net in train_stylegan2.build(flags))
+        flags.precision = precision
+        add(f'ours {precision}', G, D, lambda z, G=G: G.split(z, cut=1)[0], G.synthesis,
+            lambda p=precision: torch.autocast(args.device, torch.bfloat16, enabled=p == 'bf16'))
+    if args.peer:
+        sys.path += args.peer
+        from torch_utils.ops import bias_act, upfirdn2d
+        from training import networks
+        upfirdn2d._init = bias_act._init = lambda: False       # never tries to compile
+        kind = dict(c_dim=0, img_resolution=flags.res, img_channels=3)
+        size = dict(channel_base=flags.ch_g, channel_max=512, num_fp16_res=0, conv_clamp=None)
+        G = networks.Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=flags.mapping), synthesis_kwargs=size,
+                               **kind).to(args.device)
+        D = networks.Discriminator(**kind, **size, epilogue_kwargs=dict(mbstd_group_size=flags.group)).to(args.device)
+        add('original', Called(G), Called(D), lambda z: G.mapping(z, None), G.synthesis)
+    times = in_turn(calls, args.repeats, args.device)
+    print(f'StyleGAN2 at {flags.res} px, {flags.ch_g} / resolution channels, batch {args.batch}, {args.threads} threads')
+    for step in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
+        base = times.get((step, 'original'), times[step, 'ours fp32'])
+        print(f'{step}: ' + ', '.join(f'{name} {t:.2f} s ({base / t:.2f}x)' for (s, name), t in times.items() if s == step),
+              flush=True)
+
+
+class Called(torch.nn.Module):
+    """An original network without classes."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x, None)
+
+
 def original(args):
     """{policy: T(x, p)} of the originals below --peer, in plain PyTorch."""
     sys.path += args.peer
@@ -217,6 +292,8 @@ def augmentation(args):
 def main(args):
     """Print a table of medians and ratios to the plain loop as released."""
     torch.set_num_threads(args.threads)
+    if args.model == 'stylegan2':
+        return stylegan2(args)
     if args.metrics or args.augment:
         return scores(args) if args.metrics else augmentation(args)
     precisions = ['fp32', 'bf16'] if loop.has_bf16(torch.device(args.device)) else ['fp32']
