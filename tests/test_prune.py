@@ -157,6 +157,8 @@ def test_random_within_layers_keeps_every_tensors_sparsity_and_no_place():
     masks = prune.magnitude(small(), prune.ones(small()), .8)
     shuffled = [prune.random_layers(masks, np.random.default_rng(s)) for s in (0, 0, 1)]
     assert same(shuffled[0], shuffled[1]) and not same(shuffled[0], shuffled[2])
+    row = prune.random_layers({'w': torch.arange(400).view(20, 20) < 20}, np.random.default_rng(0))['w']
+    assert row.any(1).sum() > 5 and row.any(0).sum() > 5        # of one row of weights, all over the tensor
     for name, m in masks.items():
         assert shuffled[0][name].shape == m.shape and int(shuffled[0][name].sum()) == int(m.sum())
     assert prune.overlap(shuffled[0], shuffled[2]) < .5 * prune.overlap(masks, masks) == .5
