@@ -160,7 +160,8 @@ def transfer(family):
             return
         yield 1, f.command('find_ticket stylegan2', f'{start} --rounds 3 --ticket {f.out}/ffhq.pt', 'find-ffhq')
         for way in ('plain', 'advaug'):
-            yield 3, f.command('train_stylegan2', f'--mask {f.out}/find-ffhq/ticket3.pt {WAYS[way]}', f'ticket3-ffhq-{way}')
+            mask = f'--mask {f.out}/find-ffhq/ticket3.pt'
+            yield 3, f.command('train_stylegan2', f'{mask} {WAYS[way]}', f'ticket3-ffhq-{way}')
 
 
 def table6(family):
@@ -235,8 +236,8 @@ def fig8(family):
     """SNGAN: strength and place of AdvAug, on a ticket."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.find(3)
-    for way in ('plain', 'advaug', *(w for w in WAYS if w.startswith(('step', 'pgd', 'cut', 'lambda'))), 'noise', 'released',
-                'advaug-g', margin(f)):
+    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda'))]
+    for way in ('plain', 'advaug', *grid, 'noise', 'released', 'advaug-g', margin(f)):
         yield from f.train(3, way)
 
 
@@ -297,7 +298,8 @@ def fewshot(family):
 
 def stylegan2(family):
     """StyleGAN2 on CIFAR at 10, 20 and 100 %, and on 1,000 images of FFHQ and LSUN cat."""
-    for data, frac in [*((d, f) for d in ('cifar10', 'cifar100') for f in (.1, .2, 1.)), ('ffhq', 1000), ('lsun-cat', 1000)]:
+    cifar = [(data, frac) for data in ('cifar10', 'cifar100') for frac in (.1, .2, 1.)]
+    for data, frac in [*cifar, ('ffhq', 1000), ('lsun-cat', 1000)]:
         f = family('stylegan2', data, frac, 250000, '' if 'cifar' in data else '--aug none')
         for way in ('plain', 'diffaug', 'ada'):
             yield from f.train(0, way)
@@ -305,10 +307,11 @@ def stylegan2(family):
             return
 
 
-EXPERIMENTS = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5, 'table6': table6,
-               'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig5': fig5, 'fig6': fig5, 'fig7': fig7, 'fig8': fig8,
-               'mask-quality': mask_quality, 'controls': controls, 'imagenet': imagenet, 'ada-sizes': ada_sizes,
-               'diffaug': diffaug, 'leak': leak, 'fewshot': fewshot, 'transfer': transfer, 'stylegan2': stylegan2}
+EXPERIMENTS = {
+    'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5, 'table6': table6,
+    'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig5': fig5, 'fig6': fig5, 'fig7': fig7, 'fig8': fig8,
+    'mask-quality': mask_quality, 'controls': controls, 'imagenet': imagenet, 'ada-sizes': ada_sizes,
+    'diffaug': diffaug, 'leak': leak, 'fewshot': fewshot, 'transfer': transfer, 'stylegan2': stylegan2}
 
 
 def rows(args):

@@ -67,8 +67,9 @@ def get_args(argv=None):
     check(args)
     args.recipe = importlib.import_module(f'train_{args.model}')
     slim = ['--slim', str(gan.SLIM)] if args.method == 'slimming' else []
-    plain = [] if any(word.split('=')[0] == '--aug' for word in train) else ['--aug', 'none']      # the paper's footnote 1
-    args.flags = args.recipe.get_args([*slim, *plain, *train])         # exits 2 on a wrong flag; the user's --slim comes later
+    asked = any(word.split('=')[0] == '--aug' for word in train)
+    plain = [] if asked else ['--aug', 'none']                 # the paper's footnote 1
+    args.flags = args.recipe.get_args([*slim, *plain, *train])          # exits 2 on a wrong flag
     if args.flags.mask:
         loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
     if not 0 <= args.rewind < args.flags.steps:

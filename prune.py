@@ -25,7 +25,7 @@ def prunable(net, which='conv'):
     """Names of the weights that may be pruned: of convolutions, or of every layer with a weight matrix ('all')."""
     if which not in ('conv', 'all'):
         raise KeyError(which)
-    dims = (3, 4, 5) if which == 'conv' else (2, 3, 4, 5)                          # any layer's, also of one's own making
+    dims = (3, 4, 5) if which == 'conv' else (2, 3, 4, 5)                  # any layer's, also of one's own making
     return [name for name, p in net.named_parameters() if p.dim() in dims
             and name.removesuffix('.original').rsplit('.', 1)[-1] == 'weight']
 

@@ -24,8 +24,8 @@ import losses
 from data import images
 from models import stylegan2, transfer
 
-OFFICIAL = dict(loss='logistic', d_steps=1, d_pass='separate', betas=[0., .99], adam_eps=1e-8, ema=None, ema_rampup=None,
-                ch_g=32768, ch_d=32768, group=4, arch='resnet', mapping=8, mixing=.9, adv_step=.01)
+OFFICIAL = dict(loss='logistic', d_steps=1, d_pass='separate', betas=[0., .99], adam_eps=1e-8, ema=None, ch_g=32768,
+                ema_rampup=None, ch_d=32768, group=4, arch='resnet', mapping=8, mixing=.9, adv_step=.01)
 FEWSHOT = {**OFFICIAL, 'batch': 16, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 10., 'r1_every': 1, 'pl': 0.,
            'pl_every': 1, 'ema_kimg': 10., 'ema_start': 625, 'steps': 18750, 'mirror': True, 'aug': 'diffaug',
            'eval_samples': 5000}
@@ -42,8 +42,8 @@ PRESETS = {                                                   # flag defaults, c
               'aug': 'diffaug'},                              # DiffAugment's FFHQ and LSUN, 25,000 kimg
     'auto': AUTO,                                             # ADA's for any folder; the rest follows the resolution
     'demo': {**FEWSHOT, 'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2, 'batch': 8, 'r1_every': 8,
-             'r1': 1., 'ema_kimg': 1., 'ema_start': 0, 'steps': 1000, 'eval_samples': 500, 'log_every': 25, 'ada_kimg': .5,
-             'lecam_start': 100, 'mirror': False},            # for a laptop
+             'r1': 1., 'ema_kimg': 1., 'ema_start': 0, 'steps': 1000, 'eval_samples': 500, 'log_every': 25,
+             'ada_kimg': .5, 'lecam_start': 100, 'mirror': False},            # for a laptop
 }
 SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAugment's recipe for AnimalFace",
         'paper': "the ticket paper's batch, learning rates and steps, otherwise DiffAugment's few-shot recipe on the "
@@ -60,8 +60,8 @@ def get_args(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     gan.add_flags(p, PRESETS)
     a = p.add_argument
-    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition G and D on the classes of the data')
-    a('--ch-max', type=int, help='most channels of a layer; --ch-g and --ch-d: channels times resolution (default: 512)')
+    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition both on the classes of the data')
+    a('--ch-max', type=int, help='most channels of a layer (default: 512); --ch-g, --ch-d: channels times pixels')
     a('--mapping', type=int, help='layers of the mapping network')
     a('--group', type=int, help="most images in a group of D's minibatch standard deviation")
     a('--arch', choices=['resnet', 'orig'], help='D with or without shortcuts')
@@ -132,8 +132,8 @@ def complete(args, given):
     gan.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512, mapping=None,
               group=None, arch=None)
     if args.classes != classes:
-        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} classes, '
-                    f'the data {classes or "none"}')
+        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} '
+                    f'classes, the data {classes or "none"}')
     return args
 
 
@@ -149,7 +149,7 @@ def build(args):
 def choice(args):
     """What was chosen and how to change it, in a sentence."""
     return (f'--preset {args.preset}: {SAYS[args.preset]}; --res {args.res}, --aug {args.aug}, --batch {args.batch}, '
-            f'--steps {args.steps} ({args.steps * args.batch * args.d_steps / 1000:g} kimg); each flag changes its part')
+            f'--steps {args.steps} ({args.steps * args.batch * args.d_steps / 1000:g} kimg); change what you like')
 
 
 def decay(args, step):
@@ -205,7 +205,8 @@ def main(args):
     def d_step(part):
         with context():
             fake = G.net(z[part], *of(part, y_fake))
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive, r1=beside)
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive,
+                              r1=beside)
 
     def r1_step(part):
         real = x[part].detach().requires_grad_(True)

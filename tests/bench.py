@@ -3,10 +3,10 @@
 Use:
     python tests/bench.py                        # SNGAN at the paper's size: G 256, D 128, batch 64
     python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
-    python tests/bench.py --model stylegan2 --batch 4 --peer DIR     # the four steps at 256 px; DIR: stylegan2-ada-pytorch
+    python tests/bench.py --model stylegan2 --batch 4 --peer DIR   # at 256 px; DIR: stylegan2-ada-pytorch
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if pip has installed them
-    python tests/bench.py --augment --peer DIR   # ADA, DiffAugment; DIR: of stylegan2-ada-pytorch, DiffAugment_pytorch.py
+    python tests/bench.py --augment --peer DIR   # ADA; DIR: as above, or of DiffAugment_pytorch.py
 
     ours      gan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
     plain     the released layers written out (upsample, then convolve; convolve, then pool), two D passes, one Adam per
@@ -183,7 +183,7 @@ def scores(args):
 
 
 def four(G, D, x, z, w_of, synthesis):
-    """{step: loss} of StyleGAN2's Gmain, Greg, Dmain, Dreg on networks of either make, as functions without arguments."""
+    """{step: loss} of StyleGAN2's Gmain, Greg, Dmain, Dreg on networks of either make, without arguments."""
     def path_length():
         w = w_of(z[:max(len(z) // 2, 1)])
         image = synthesis(w)
@@ -231,16 +231,16 @@ def stylegan2(args):
         upfirdn2d._init = bias_act._init = lambda: False       # never tries to compile
         kind = dict(c_dim=0, img_resolution=flags.res, img_channels=3)
         size = dict(channel_base=flags.ch_g, channel_max=512, num_fp16_res=0, conv_clamp=None)
-        G = networks.Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=flags.mapping), synthesis_kwargs=size,
-                               **kind).to(args.device)
+        G = networks.Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=flags.mapping),
+                               synthesis_kwargs=size, **kind).to(args.device)
         D = networks.Discriminator(**kind, **size, epilogue_kwargs=dict(mbstd_group_size=flags.group)).to(args.device)
         add('original', Called(G), Called(D), lambda z: G.mapping(z, None), G.synthesis)
     times = in_turn(calls, args.repeats, args.device)
-    print(f'StyleGAN2 at {flags.res} px, {flags.ch_g} / resolution channels, batch {args.batch}, {args.threads} threads')
+    print(f'StyleGAN2, {flags.res} px, {flags.ch_g} / resolution channels, batch {args.batch}, {args.threads} threads')
     for step in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
         base = times.get((step, 'original'), times[step, 'ours fp32'])
-        print(f'{step}: ' + ', '.join(f'{name} {t:.2f} s ({base / t:.2f}x)' for (s, name), t in times.items() if s == step),
-              flush=True)
+        words = [f'{name} {t:.2f} s ({base / t:.2f}x)' for (s, name), t in times.items() if s == step]
+        print(f"{step}: {', '.join(words)}", flush=True)
 
 
 class Called(torch.nn.Module):
