@@ -378,6 +378,13 @@ def test_G_and_D_equal_the_slow_networks_with_their_gradients(classes, D):
     assert all(g.abs().max() > 0 for g in b.values())                              # nothing is out of reach
 
 
+def test_synthesis_gives_every_layer_its_own_w():
+    G, *_ = small(32, colors=2)
+    ws, p = torch.randn(3, 8, 7).double(), G.state_dict()
+    noise = [p[name] for name in p if name.endswith('noise_const')]
+    close(G.synthesis(ws, 'const'), slow_synthesis(p, ws, noise))
+
+
 @pytest.mark.parametrize('classes, noise, mode', [(0, 'random', 'train'), (3, 'random', 'train'), (3, 'const', 'eval'),
                                                   (0, 'none', 'train')])
 @torch.no_grad()
