@@ -106,6 +106,17 @@ for stage in 1 2 3 4; do
     done <"$rows.once"
     while [ "$(jobs -rp | wc -l)" -gt 0 ]; do wait -n || true; leave; done
 done
+sheets() {                          # seeds 0-63, interpolations, style mixing, nearest training images of each row
+    local dir
+    for dir in $(sed -nE "s/^[0-9] $1 train_.* --out ([^ ]+).*/\1/p" "$rows"); do
+        [ -e "$dir/last.pt" ] || continue
+        $PY generate.py "$dir" --out "$dir/grid.png"
+        $PY generate.py "$dir" --interpolate 1,5,9,14 --columns 8 --out "$dir/strip.png"
+        $PY generate.py "$dir" --interpolate 1,5,9,14 --out "$dir/loop.gif"
+        $PY generate.py "$dir" --mix 0-3 4-9 --out "$dir/mix.png"
+        $PY generate.py "$dir" --nearest --seeds 0-15 --out "$dir/nearest.png"
+    done
+}
 failed=0
 place=runs/$SCALE
 [ "$SCALE" = paper ] || place+=${STEPS:+-$STEPS}
@@ -114,6 +125,7 @@ for name in $(cut -d' ' -f2 "$rows" | awk '!seen[$0]++'); do
     if [ "$name" = leak ]; then
         run $PY leak.py $(sed -nE "s/^[0-9] leak .* --out ([^ ]+).*/\1/p" "$rows") --out "$out" || failed=1
     fi
+    case $name in fewshot | fig5 | fig6) sheets "$name" || failed=1 ;; esac
     run $PY report.py "$name" --rows "$rows" --out "$out" || failed=1
 done
 while read -r code line; do
