@@ -75,7 +75,8 @@ class Family:
 
     def find(self, rounds, name='find', extra='', stage=1):
         """Algorithm 1 or another way to prune to its sparsity; round k of it is the plain training of ticket k."""
-        extra = f'--rounds {self.level(rounds)} {extra} --ticket {self.out}/{name}.pt'
+        rounds = '' if '--like' in extra else f'--rounds {self.level(rounds)}'           # a ticket has its own
+        extra = f'{rounds} {extra} --ticket {self.out}/{name}.pt'
         yield stage, self.command(f'find_ticket {self.model}', extra, name)
 
     def ticket(self, k, name='find'):
