@@ -23,7 +23,7 @@ import gan
 import generate
 import loop
 from data import images
-from report import collect
+from results import collect
 
 
 def get_args(argv=None):
