@@ -10,8 +10,6 @@ A generator leaks as far as C finds more turned ones among G(z) than among held-
 that look the same mirrored cannot tell: read `mirrored` beside the held-out row, and nothing where training mirrors.
 """
 import argparse
-import glob
-import json
 import os
 
 import torch
@@ -90,7 +88,8 @@ def main(args):
     real = real[torch.from_numpy(gan.some(len(real), args.samples))]
     which = 'held-out images' if data.holdout is not None else 'training images'
     mixed = turned(real, torch.arange(len(real)) % 8)
-    rows = [{'label': which, **shares(C, real)}, {'label': f'{which}, turned and mirrored at random', **shares(C, mixed)}]
+    rows = [{'label': which, **shares(C, real)},
+            {'label': f'{which}, turned and mirrored at random', **shares(C, mixed)}]
     for r in args.runs:
         net = generate.load(f"{r['path']}/last.pt", 'cpu')
         classes = getattr(net, 'classes', 0)

@@ -309,8 +309,8 @@ def about_shift(rows):
             continue
         beside = [r['name'] + (f" ({'; '.join(r['lacks'])})" if r['lacks'] else '') for r in rows
                   if (r['start'], r['k']) == (row['start'], row['k']) and r['way'].startswith(('advaug-g', 'margin'))]
-        lines.append(f"{row['name']}: AdvAug at D's last layer shifts the logits by c = {c:.4f}, like another margin of "
-                     f"the loss. Beside it: {', '.join(beside) or 'no row here, see table6 and fig8'}.")
+        lines.append(f"{row['name']}: AdvAug at D's last layer shifts the logits by c = {c:.4f}, like another margin "
+                     f"of the loss. Beside it: {', '.join(beside) or 'no row here, see table6 and fig8'}.")
     return ['\n\n'.join(lines), ''] if lines else []
 
 

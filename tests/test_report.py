@@ -1,4 +1,4 @@
-"""report.py on run directories that are made up: pages of whole, partial and broken sets, their numbers, rivals, seeds."""
+"""report.py on made-up run directories: pages of whole, partial and broken sets, their numbers, rivals, seeds."""
 import json
 import os
 import random
