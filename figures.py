@@ -28,8 +28,8 @@ HATCHES = ['', '//', '..', 'xx', '\\\\', '++']
 SMOOTH = 9                                                     # log lines in the running mean of D's accuracies
 WORDS = {'advaug': '+ AdvAug', 'diffaug': '+ DiffAug', 'ada': '+ ADA', 'diffaug-advaug': '+ DiffAug + AdvAug',
          'real': '+ DiffAug on reals only', 'd': "+ DiffAug in D's updates only", 'noise': '+ noise'}
-plt.rcParams.update({'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
-                     'axes.titlesize': 9, 'hatch.linewidth': .6})
+plt.rcParams.update({'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+                     'axes.axisbelow': True, 'hatch.linewidth': .6, 'figure.max_open_warning': 0})
 
 
 def style(i):

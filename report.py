@@ -106,7 +106,8 @@ def expected(name, lines):
         for seed, candidates in paths.items():
             run = pick(candidates)
             row['runs'] += [{**run, 'label': last + f', seed {seed}' * bool(seed)}] if run else []
-            why = run['state'] if run else 'missing'
+            torn = any(os.path.exists(f'{path}/args.json') for path in candidates)
+            why = run['state'] if run else 'args.json is torn' if torn else 'missing'
             row['lacks'] += [why + f' (seed {seed})' * (len(paths) > 1)] if why else []
         rows.append(row)
     way = lambda r: 'margin' if r['way'].startswith('margin') else r['way']
@@ -438,6 +439,7 @@ def folder(args):
         image, caption = figures.grids(group)
         for name, image, caption in [('grids.png', image, caption)] * bool(image) + figures.curves(group):
             picture(page, args.out, name.replace('.png', f'{tag}.png'), image, caption)
+        figures.plt.close('all')
     page += ['| run | directory |', '|---|---|', *(f"| {r['label']} | {r['path']} |" for r in runs)]
     return page, lines
 
@@ -495,6 +497,7 @@ def experiment(args):
             image, caption = figures.grids([r for row in rows if row['family'] == family for r in row['runs']])
             if image:
                 picture(page, args.out, f'{args.runs}-grids-{os.path.basename(family)}.png', image, caption)
+        figures.plt.close('all')
     else:
         notes.append('no figures: matplotlib is not installed')
     lacks = collections.defaultdict(list)
