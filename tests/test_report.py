@@ -22,8 +22,8 @@ import results
 FLAGS = dict(data='x', frac=1., res=32, seed=0, data_seed=0, steps=8, batch=16, d_steps=1, g_batch=16, aug='none',
              ada_p=None, aug_on='both', lecam=None, advaug='none', adv_noise=None, adv_step=.01, adv_pgd=1,
              adv_eps=None, adv_lambda_g=1., adv_lambda_d=1., adv_cut_g=1, adv_cut_d=-1, adv_sign='adversary', margin=1.,
-             mask=None, init_from=None, transfer=None, reinit=None, small_dense=None, slim=None, loss='hinge', preset='demo',
-             ch_g=32, ch_d=32, lr_g=1e-3, lr_d=1e-3, subset='random')
+             mask=None, init_from=None, transfer=None, reinit=None, small_dense=None, slim=None, loss='hinge',
+             preset='demo', ch_g=32, ch_d=32, lr_g=1e-3, lr_d=1e-3, subset='random')
 PROTOCOL = dict(features='efficientnet-lite0 1280', weights='57934424', quantise='uint8', resize='bicubic 96',
                 n_gen=500, n_ref={'choose': 50, 'report': 50, 'all': 100}, ref='x-test', frac=1., repeats=3, seed=0,
                 sparsity={'G': 0., 'D': 0.}, generator='EMA 0.99')
