@@ -15,7 +15,7 @@ import generate
 import loop
 import metrics
 from data import images
-from models import biggan, sngan, stylegan2
+from models import biggan, sngan, stylegan2, transfer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAPES = {'sngan': dict(ch_g=8), 'biggan': dict(ch_g=8, classes=3, narrow=False),
@@ -133,9 +133,17 @@ def test_a_last_checkpoint_must_be_settled_only_where_there_is_batch_norm(tmp_pa
         assert bool(moved) == bool(settled)
 
 
-def test_a_checkpoint_with_a_miner_must_not_pass_for_one_without(runs, tmp_path, capsys):
-    torch.save({**loop.load(os.path.join(runs['stylegan2'], 'best.pt')), 'M': {}}, tmp_path / 'best.pt')
-    refused(capsys, lambda: make(str(tmp_path)), 'miner')
+@torch.no_grad()
+def test_a_checkpoint_with_a_miner_is_sampled_through_it(runs, tmp_path):
+    path = os.path.join(runs['stylegan2'], 'best.pt')
+    saved, plain = loop.load(path), generate.load(path, 'cpu')
+    mined = network('stylegan2')
+    transfer.mine_(mined)
+    torch.save({**saved, 'E': mined.state_dict()}, tmp_path / 'best.pt')
+    net, z = generate.load(str(tmp_path / 'best.pt'), 'cpu'), torch.randn(4, plain.z_dim)
+    through = mined.synthesis(mined.mapping(mined.miner(z))[:, None].repeat(1, mined.num_ws, 1), 'const')
+    without = mined.synthesis(mined.mapping(z)[:, None].repeat(1, mined.num_ws, 1), 'const')
+    assert torch.allclose(net(z), through, atol=1e-5) and not torch.allclose(net(z), without, atol=1e-2)
 
 
 # ---- noise and truncation
