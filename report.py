@@ -80,7 +80,7 @@ def expected(name, lines):
 
     A row is {family: directory of seed 0, name, start: what is trained, k: its round, way: how, dense: whether others
     are compared with it, mask: the first seed's ticket, paths, runs, lacks: what is missing or wrong, found}."""
-    commands = [line.split()[2:] for line in lines if line.split()[1:2] == [name]]
+    commands = [words[2:] for words in map(str.split, lines) if words[1:2] == [name] and '--out' in words[:-1]]
     found, tickets = {}, {}
     seeds = collections.defaultdict(lambda: collections.defaultdict(list))         # [family, row][seed]: directories
     for script, *words in commands:

@@ -542,6 +542,11 @@ def test_everything_below_a_folder_is_one_page_with_its_costs(here, unrendered):
     assert {'grids-sngan-fashion-mnist-0.1-32.png', 'score-sngan-fashion-mnist-1.0-32.png'} <= {*files}
 
 
+@pytest.mark.parametrize('name', ['fig7', 'controls', 'mask-quality', 'leak', 'table6'])
+def test_a_file_without_rows_or_with_a_torn_one_makes_a_page(name, here):
+    assert '0 of 0 rows are whole' in page(name, here, ['', f'3 {name}', f'3 {name} train_sngan --data x --out'])
+
+
 def test_names_without_rows_are_refused_in_a_sentence(here, capsys):
     for argv, words in ((['fig7'], 'fig7 needs its rows'), (['runs', '--rows', 'x'], 'runs with --rows is not an'),
                         (['fig7', '--rows', 'x'], '--rows x: no such file'), (['nothing'], 'no run with a log line')):
