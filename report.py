@@ -80,7 +80,7 @@ def expected(name, lines):
 
     A row is {family: directory of seed 0, name, start: what is trained, k: its round, way: how, dense: whether others
     are compared with it, mask: the first seed's ticket, paths, runs, lacks: what is missing or wrong, found}."""
-    commands = [line.split()[2:] for line in lines if line.split()[1:2] == [name]]
+    commands = [words[2:] for words in map(str.split, lines) if words[1:2] == [name] and '--out' in words[:-1]]
     found, tickets = {}, {}
     seeds = collections.defaultdict(lambda: collections.defaultdict(list))         # [family, row][seed]: directories
     for script, *words in commands:
@@ -353,7 +353,7 @@ def against_imp(rows):
             step, steps = run['log'][-1]['step'], made['steps'] or run['flags']['steps']
             scores = [f"{row['name']}: {mean(row, 'all')}" for row in rows
                       if row['name'] in ('early-plain', f'ticket{k}-plain') and last(row)]
-            said += [f'{path} settled at step {step} of {steps}: its ticket took {step / steps:.2f} trainings, that of '
+            said += [f'{path} stopped at step {step} of {steps}: its ticket took {step / steps:.2f} trainings, that of '
                      f"iterative pruning {k}; {1 - step / steps / k:.1%} saved. {'; '.join(scores)}.", '']
     return out and ['Masks beside those of iterative pruning after as many rounds, find/ticketK.pt: the weights that '
                     'survive in both as a share of those in either, what independent masks would have, and the share '
