@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, ticket, capsys):
     refused(capsys, lambda: call([*TINY, '--narrow', '--res', '32']), '--res 32, narrow True')
     refused(capsys, lambda: call([*TINY, '--narrow']), '--res 32, narrow True')
     refused(capsys, lambda: call([*TINY, '--mask', ticket, '--relu-shortcut']), '--relu-shortcut', ticket)
-    refused(capsys, lambda: call([*TINY, '--ch-d', '12']), '--ch-d 12')
+    refused(capsys, lambda: call([*TINY, '--ch-d', '4']), '--ch-d 4', 'below 8')
     refused(capsys, lambda: call(['--data', two, '--mask', ticket]), '9 classes', 'has 2')
     refused(capsys, lambda: call([*TINY, '--mask', ticket, '--ch-g', '16']), 'does not fit G')
     refused(capsys, lambda: call([*TINY, '--advaug', 'd', '--adv-cut-d', '8']), '--adv-cut-d 8', '7 stages')
