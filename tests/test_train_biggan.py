@@ -227,7 +227,7 @@ def test_twenty_iterations_equal_a_plain_loop(d_pass, relu_shortcut, rho):
     G, D = (loop.Flat(net.to(memory_format=torch.channels_last), 2e-4, (.5, .999), 1e-6, mask=m, share_sn=share)
             for net, m in ((G, masks['G']), (D, masks['D'])))
     adam = {id(net): torch.optim.Adam(net.parameters(), 2e-4, (.5, .999), 1e-6) for net in (pG, pD)}
-    sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+    sums = loop.Sums('cpu', *gan.SUMS)
     context = lambda: loop.autocast(args, torch.device('cpu'))
 
     def step(net, loss, mask):
@@ -276,7 +276,7 @@ def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, flags, lo
 def test_micro_batches_of_D_with_classes_and_AdvAug_equal_the_big_batch():
     args = train_biggan.get_args([*TINY, '--advaug', 'd'])
     G, D = train_biggan.build(args)
-    sums = loop.Sums('cpu', 'L_D', 'D_real', 'D_fake', 'L_G', 'L_D_adv', 'L_G_adv')
+    sums = loop.Sums('cpu', *gan.SUMS)
     x, fake, y = torch.rand(8, 3, 32, 32) * 2 - 1, torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8)
     gradients = []
     for micro in (8, 2):
