@@ -51,9 +51,67 @@ def normalise(x):
     return x * (x.square().mean(1, keepdim=True) + EPS).rsqrt()
 
 
-def activate(x):
-    """lrelu, in place; its factor sqrt(2) is in weights and biases already: lrelu(a x) = a lrelu(x) for a > 0."""
+def activate(x, bias):
+    """lrelu(x + bias [C]), in place; sqrt(2) is in both already, as lrelu(a x) = a lrelu(x) for a > 0."""
+    x += bias.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
     return F.leaky_relu(x, SLOPE, inplace=True)
+
+
+class Trilinear(torch.autograd.Function):
+    """The form <conv(x, w), g> derived by the one of x, w, g that is None: convolution, weight gradient, or transpose.
+
+    Closed under differentiation: whatever the order, only these three run.  torch's own second derivative turns the
+    weight gradient into a convolution with kernels as large as the image, and loops over groups.  The stride must
+    fit: H + 2 pad - k a multiple of it, so that the three sizes determine each other."""
+
+    @staticmethod
+    def forward(ctx, stride, pad, groups, *t):
+        ctx.how, (x, w, g) = (stride, pad, groups), t
+        ctx.save_for_backward(*t)
+        with island(x if w is None else w):
+            if g is None:
+                return F.conv2d(x, w, None, stride, pad, 1, groups)
+            if x is None:
+                return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
+            if x.device.type == 'cpu':                      # oneDNN: channels_last takes 2 to 4 times as long
+                x, g = x.contiguous(), g.contiguous()
+            k = x.shape[2] + 2 * pad - stride * (g.shape[2] - 1)
+            return torch.nn.grad.conv2d_weight(x, (g.shape[1], x.shape[1] // groups, k, k), g, stride, pad, 1, groups)
+
+    @staticmethod
+    def backward(ctx, d):
+        t = ctx.saved_tensors
+        nodes = iter(ctx.next_functions)
+        wanted = [v is not None and needed(next(nodes)[0]) for v in t]
+        t = [d if v is None else v for v in t]
+        return None, None, None, *(Trilinear.apply(*ctx.how, *(None if i == j else v for j, v in enumerate(t)))
+                                   if wanted[i] else None for i in range(3))
+
+
+def needed(node):
+    """Whether this backward pass goes on to a node of the graph: R1 and path length skip the gradients of weights."""
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:                                    # a leaf that autograd.grad asks for
+        return True
+
+
+def trilinear(x, w, g, stride=1, pad=0, groups=1):
+    """The form <conv(x, w), g> derived by the one that is None; under autocast in its precision."""
+    device = (g if x is None else x).device.type
+    if torch.is_autocast_enabled(device):
+        x, w, g = (v if v is None else v.to(torch.get_autocast_dtype(device)) for v in (x, w, g))
+    return Trilinear.apply(stride, pad, groups, x, w, g)
+
+
+def conv(x, w, stride=1, pad=0, groups=1):
+    """[N, I, H, W], [O, I / groups, k, k] -> [N, O, H', W']."""
+    return trilinear(x, w, None, stride, pad, groups)
+
+
+def conv_transpose(x, w, stride=1, pad=0, groups=1):
+    """[N, I, H, W], [I, O / groups, k, k] -> [N, O, H', W']."""
+    return trilinear(None, w, x, stride, pad, groups)
 
 
 class Fir(nn.Module):
@@ -68,10 +126,10 @@ class Fir(nn.Module):
         return self.f.to(x.dtype).expand(x.shape[1], 1, 4, 4)
 
     def forward(self, x, pad, stride=1, gain=1.):
-        return F.conv2d(x, gain * self.taps(x), stride=stride, padding=pad, groups=x.shape[1])
+        return conv(x, gain * self.taps(x), stride, pad, x.shape[1])
 
     def up(self, x):                                                               # [N, C, H, W] -> [N, C, 2H, 2W]
-        return F.conv_transpose2d(x, 4 * self.taps(x), stride=2, padding=1, groups=x.shape[1])
+        return conv_transpose(x, 4 * self.taps(x), 2, 1, x.shape[1])
 
 
 class Linear(nn.Module):
@@ -85,8 +143,8 @@ class Linear(nn.Module):
 
     def forward(self, x):                                                          # [N, n_in] -> [N, n_out]
         a = GAIN if self.act else 1.
-        x = F.linear(x, self.weight * (self.gain * a), self.bias * (self.lr * a))
-        return activate(x) if self.act else x
+        weight, bias = self.weight * (self.gain * a), self.bias * (self.lr * a)
+        return activate(F.linear(x, weight), bias) if self.act else F.linear(x, weight, bias)
 
 
 class Mapping(nn.Module):
@@ -141,9 +199,9 @@ class Layer(nn.Module):
     def conv(self, x, weight, groups=1):
         """x [N, I, H, W], weight [O, I / groups, 3, 3]; x2: zeros between the pixels, true convolution, FIR."""
         if not self.up:
-            return F.conv2d(x, weight, padding=1, groups=groups)
+            return conv(x, weight, 1, 1, groups)
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)              # [I, O / groups, 3, 3]
-        return self.fir(F.conv_transpose2d(x, weight, stride=2, groups=groups), 1, gain=4.)
+        return self.fir(conv_transpose(x, weight, 2, 0, groups), 1, gain=4.)
 
     def forward(self, x, w, noise):                          # [N, I, H, W], [N, w_dim], [N or 1, 1, H, W] or None
         s, d = self.style(w)
@@ -154,8 +212,8 @@ class Layer(nn.Module):
             x = self.conv(x * s.to(x.dtype)[..., None, None], self.weight)
             x = x * d.to(x.dtype)[..., None, None]
         if noise is not None:
-            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
-        return activate(x + (self.bias * GAIN).to(x.dtype)[:, None, None])
+            x += (noise * (self.noise_strength * GAIN)).to(x.dtype)
+        return activate(x, self.bias * GAIN)
 
 
 class ToRGB(nn.Module):
@@ -311,14 +369,14 @@ class Conv(nn.Module):
 
     def forward(self, x):                                                          # [N, I, H, W] -> [N, O, H', W']
         a, k = self.scale * (GAIN if self.act else 1.), self.weight.shape[2]
-        weight, bias = self.weight * (self.gain * a), self.bias * a if self.act else None
+        weight = self.weight * (self.gain * a)
         if not self.down:
-            x = F.conv2d(x, weight, bias, padding=k // 2)
+            x = conv(x, weight, pad=k // 2)
         elif k == 1:
-            x = F.conv2d(self.fir(x, 1, stride=2), weight, bias)
+            x = conv(self.fir(x, 1, stride=2), weight)
         else:
-            x = F.conv2d(self.fir(x, 2), weight, bias, stride=2)
-        return activate(x) if self.act else x
+            x = conv(self.fir(x, 2), weight, stride=2)
+        return activate(x, self.bias * a) if self.act else x
 
 
 class BlockD(nn.Module):
@@ -333,7 +391,7 @@ class BlockD(nn.Module):
 
     def forward(self, x):                                                          # [N, C, H, W] -> [N, O, H/2, W/2]
         h = self.conv1(self.conv0(x))
-        return h + self.skip(x) if self.skip else h
+        return self.skip(x).add_(h) if self.skip else h
 
 
 def deviation(x, group):

@@ -599,6 +599,36 @@ def test_synthesis_differentiates_twice_with_respect_to_w_and_weights_as_path_le
     assert gradients_have_gradients(G.synthesis, ws, 'const')
 
 
+@pytest.mark.parametrize('stride, pad, groups, k, size', [
+    (1, 1, 1, 3, 5), (2, 0, 1, 3, 7), (1, 1, 2, 3, 5), (2, 1, 4, 4, 6)])
+def test_the_trilinear_form_has_the_derivatives_of_torch_up_to_the_third(stride, pad, groups, k, size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, size, size, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, 4 // groups, k, k, dtype=torch.float64, requires_grad=True)
+    g = torch.randn_like(sg.conv(x, w, stride, pad, groups), requires_grad=True)
+    values = [[(sg.conv(x, w, stride, pad, groups), sg.conv_transpose(g, w, stride, pad, groups))],
+              [(F.conv2d(x, w, None, stride, pad, 1, groups), F.conv_transpose2d(g, w, None, stride, pad, 0, groups))]]
+    for f in values:
+        for _ in range(3):
+            f.append(torch.autograd.grad(sum(v.pow(3).sum() for v in f[-1]), (x, w, g), create_graph=True))
+    for a, b in zip(*values):
+        for u, v in zip(a, b):
+            close(u, v, 1e-9)
+
+
+def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
+    G, D, z, _, x = small()
+    calls, real = [], torch.nn.grad.conv2d_weight
+    monkeypatch.setattr(torch.nn.grad, 'conv2d_weight', lambda *a: calls.append(1) or real(*a))
+    x.requires_grad_()
+    penalty = losses.r1(D(x), x)
+    h, rest = G.split(z, cut=1)
+    torch.autograd.grad(rest(h).sum(), h, create_graph=True)
+    assert not calls
+    penalty.backward()
+    assert calls and D.b16.conv0.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize('res, colors, n', [(16, 3, 4), (8, 1, 1), (8, 1, 5), (16, 1, 1)])
 def test_pruned_filters_and_odd_shapes_have_finite_penalties_with_finite_gradients(res, colors, n):
     torch.manual_seed(0)
@@ -655,7 +685,8 @@ def test_raw_weight_times_gain_is_what_a_layer_multiplies_with():
                 p.zero_()
         for name, m in net.named_modules():
             if f'{name}.weight' in gains and not isinstance(m, (sg.Layer, sg.ToRGB)):
-                m.register_forward_hook(lambda m, inputs, out, name=name: seen.update({name: (m, *inputs, out)}))
+                m.register_forward_hook(
+                    lambda m, inputs, out, name=name: seen.update({name: (m, *inputs, out.clone())}))
         net(*inputs)
         for name, (m, h, out) in seen.items():
             weight = m.weight * gains[f'{name}.weight']
