@@ -397,8 +397,8 @@ class BlockD(nn.Module):
 def deviation(x, group):
     """x [N, C, H, W] with one channel more: the standard deviation over groups of samples, averaged over C, H, W.
 
-    group: at most so many samples, the largest divisor of N; group j has the samples j, j + N / group, ..."""
-    n = next(g for g in range(min(group, len(x)), 0, -1) if len(x) % g == 0)
+    group: at most so many samples (None: all), the largest divisor of N; group j has samples j, j + N / group, ..."""
+    n = next(g for g in range(min(group or len(x), len(x)), 0, -1) if len(x) % g == 0)
     std = (x.unflatten(0, (n, -1)).var(0, correction=0) + EPS).sqrt()              # [N / group, C, H, W]
     std = std.mean((1, 2, 3)).repeat(n)[:, None, None, None]                       # [N, 1, 1, 1]
     return torch.cat((x, std.expand(-1, 1, *x.shape[2:])), 1)
@@ -427,7 +427,7 @@ class Discriminator(nn.Module):
     Stages at 256 px: 0 fromRGB [N, 64, 256, 256] | 1 block [N, 128, 128, 128] | ... | 6 block [N, 512, 4, 4] |
     7 minibatch deviation, conv | 8 linear [N, 512] | 9 linear, and with classes <out, mapping(y)> / sqrt(512).
 
-    arch: resnet, or orig without shortcuts. group: samples per deviation. ValueError for another res or arch."""
+    arch: resnet, or orig without shortcuts. group: of `deviation`. ValueError for another res or arch."""
 
     def __init__(self, res=256, ch_base=16384, ch_max=512, classes=0, group=4, arch='resnet', colors=3):
         super().__init__()

@@ -334,6 +334,7 @@ def test_deviation_equals_the_loop_over_groups(n, group):
     torch.manual_seed(0)
     x = torch.randn(n, 3, 4, 4).double()
     close(sg.deviation(x, group), slow_deviation(x, group), 1e-14)
+    close(sg.deviation(x, None), slow_deviation(x, n), 1e-14)
     if n in (1, 5):
         assert torch.allclose(sg.deviation(x, group)[:, 3], torch.tensor(1e-4).double())
 
