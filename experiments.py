@@ -57,10 +57,11 @@ class Family:
             data, steps, self.most = SMALL[model]
             steps = args.steps or {'smoke': 4, 'demo': steps}[args.scale]
             flags = '--preset demo' + ' --aug none' * (model == 'stylegan2')
-            flags += ' --eval-samples 16 --eval-repeats 1' * (args.scale == 'smoke')
-            self.most = min(self.most, 2) if args.scale == 'smoke' else self.most
+            if args.scale == 'smoke':
+                flags += ' --eval-samples 16 --eval-repeats 1' + ' --ch-g 8 --ch-d 8' * (model == 'biggan')
+                self.most = min(self.most, 2)
         self.steps, scale = steps, args.scale + f'-{args.steps}' * bool(self.small and args.steps)
-        self.evals = 10 if args.scale == 'paper' else 2
+        self.evals = {'smoke': 1, 'demo': 2, 'paper': 10}[args.scale]
         self.out = f'runs/{scale}/{model}-{data}-{frac:g}' + f'-s{seed}' * bool(seed)
         self.flags = f'--data {data} --frac {frac:g} {flags}' + f' --seed {seed} --data-seed {seed}' * bool(seed)
 

@@ -110,6 +110,7 @@ sheets() {                          # seeds 0-63, interpolations, style mixing, 
     local dir
     for dir in $(sed -nE "s/^[0-9] $1 train_.* --out ([^ ]+).*/\1/p" "$rows"); do
         [ -e "$dir/last.pt" ] || continue
+        [ "$dir/last.pt" -nt "$dir/nearest.png" ] || continue
         $PY generate.py "$dir" --out "$dir/grid.png"
         $PY generate.py "$dir" --interpolate 1,5,9,14 --columns 8 --out "$dir/strip.png"
         $PY generate.py "$dir" --interpolate 1,5,9,14 --out "$dir/loop.gif"
