@@ -72,6 +72,8 @@ def get_args(argv=None):
     args.flags = args.recipe.get_args([*slim, *plain, *train])          # exits 2 on a wrong flag
     if args.flags.mask:
         loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
+    if getattr(args.flags, 'transfer', None) == 'minegan':
+        loop.refuse('--transfer minegan: the miner is no part of a ticket')
     if not 0 <= args.rewind < args.flags.steps:
         loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
     if args.method == 'early-bird':

@@ -91,14 +91,15 @@ def adopt(args, given, model, build, **defaults):
         loop.refuse(f"{ticket_flag(args)} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
     shaped = ticket or args.init_from and loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     for name, default in defaults.items():
-        own, asked = shaped['args'].get(name) if shaped else getattr(args, name), getattr(given, name, None)
+        if shaped and name in shaped['args']:                  # even None: of a snapshot's group, the whole batch
+            default = own = shaped['args'][name]
+        else:
+            own = None if shaped else getattr(args, name)
+        asked = getattr(given, name, None)
         if ticket and isinstance(asked, bool) and asked != own:                    # the shapes would not tell
             loop.refuse(f"--{'' if asked else 'no-'}{name.replace('_', '-')}: the network of {ticket_flag(args)} is "
                         'another, leave it out')
-        for value in (asked, own, default):
-            if value is not None:
-                setattr(args, name, value)
-                break
+        setattr(args, name, next((value for value in (asked, own) if value is not None), default))
     try:
         if args.small_dense:
             args.ch_g, args.ch_d = widths(args, ticket['mask'], build)
@@ -327,7 +328,8 @@ class Training:
             self.names = [*self.names, 'copy']                 # such a reference rewards copying
         self.check()
         G, D, self.masks, facts = start(args, build)
-        frozen = prepare(G, D)
+        with loop.seeded(args.seed):                           # MineGAN's miner is drawn
+            frozen = prepare(G, D)
         self.classes, self.z_dim = getattr(G, 'classes', 0), G.z_dim
         self.run = loop.Run(model, args, data_fingerprint=data.fingerprint, **facts)
         self.note()
@@ -418,7 +420,8 @@ class Training:
 
     def watched(self, x, labels):
         """Up to 128 of the images, as float and with their classes."""
-        rows = some(len(x), 128)
+        rows, group = some(len(x), 128), getattr(self.args, 'group', None) or 1
+        rows = rows[:len(rows) // group * group or None]       # 17 images are no groups, 16 are
         return self.of(images.batch(x[rows].to(self.device)), labels[rows])
 
     def reals(self):
@@ -454,13 +457,18 @@ class Training:
     def fitting(self, n, phases):
         """--batch-gpu or, without it on a GPU, the largest n, n / 2, ... for which there is memory.
 
-        phases: (Flat, f) of every update, all of which are run without a step of Adam, so that the peak comes now."""
+        phases: (Flat, f) of every update, all of which are run without a step of Adam, so that the peak comes now:
+        beside Adam's moments, and with all of ADA's transforms."""
         args, micro = self.args, self.args.batch_gpu or n
         if args.batch_gpu or not self.tries():
             return micro
         before = [(b, b.clone()) for net in self.nets.values() for b in net.net.buffers()]
         before += [(x, x.clone()) for part in self.moving().values() for x in vars(part).values() if torch.is_tensor(x)]
         before.append((self.sums.total, self.sums.total.clone()))
+        moments = [torch.empty_like(net.w) for net in (self.G, self.D) if not net.adam.state for _ in 'mv']
+        p = self.ada and self.ada.p
+        if self.ada:
+            self.ada.p = 1.
         while True:
             try:
                 for net, f in phases:
@@ -473,8 +481,11 @@ class Training:
                 micro = next(m for m in range(micro // 2, 0, -1) if n % m == 0)
                 torch.cuda.empty_cache()
         micro = -loop.most([-micro])[0]                        # the smallest over ranks
+        del moments
         for x, old in before:
             x.copy_(old)
+        if self.ada:
+            self.ada.p = p
         for net, _ in phases:
             net.bucket[:len(net.g) + 1] = 0
         if self.lecam:

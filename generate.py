@@ -97,7 +97,7 @@ def check(args):
         loop.refuse(f'--noise random would differ between the images of --{args.mode}: use const or none')
     args.out = args.out or ('loop.gif' if args.film else f'{args.mode}.png')
     ending = os.path.splitext(args.out)[1].lower()
-    if args.film != (ending in ('.gif', '.mp4')):
+    if args.film != (ending in ('.gif', '.mp4')) or not args.film and ending != '.png':
         loop.refuse(f'--out {args.out}: a film is a .gif or .mp4 of --interpolate, all else is a .png')
     if ending == '.mp4' and not shutil.which('ffmpeg'):
         loop.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: install it, or name the film .gif')
@@ -255,7 +255,7 @@ def mix(args, net, classes):
     """The column seeds above, the row seeds to the left, and between them the rows with --mix-layers of the columns."""
     if args.classes and len(classes) > 1:
         loop.refuse(f'--classes {args.classes}: --mix shows one class, name one')
-    layers = args.mix_layers or [4, 5, 6, 7]
+    layers = args.mix_layers or ([4, 5, 6, 7] if net.num_ws > 7 else [*range(net.num_ws // 2, net.num_ws)])
     if max(layers) >= net.num_ws:
         loop.refuse(f'--mix-layers {layers[0]}-{layers[-1]}: {args.source} has the layers 0-{net.num_ws - 1}')
     rows, columns = (points(net, seeds, next(iter(classes), None), **args.truncation) for seeds in args.mix)

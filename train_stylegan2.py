@@ -12,7 +12,7 @@ The same command resumes.
     E <- beta E + (1 - beta) G,  beta = 1/2 ^ (batch / half-life)
 
 w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th step is a step of Adam of its own, k times
-as strong, with Adam slowed to match (lr c, beta^c, c = k / (k + 1)); one of every step is added to the loss.
+as strong, with Adam slowed to match (lr c, beta^c, c = k / (k + 1)); one of every step (k = 1) is added to the loss.
 """
 import argparse
 
@@ -34,7 +34,7 @@ AUTO = {**OFFICIAL, 'batch': 32, 'lr_g': 2.5e-3, 'lr_d': 2.5e-3, 'r1': 1., 'r1_e
 PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
     'fewshot': FEWSHOT,                                       # DiffAugment's recipe for 100 images: 300 kimg
     'animalface': {**FEWSHOT, 'steps': 31250},                # 500 kimg
-    'paper': {**FEWSHOT, 'batch': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},         # see get_args
+    'paper': {**FEWSHOT, 'batch': 5, 'group': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},           # see SAYS
     'cifar': {**AUTO, 'res': 32, 'batch': 64, 'r1': .01, 'pl': 0., 'mixing': 0., 'ema_kimg': 500., 'group': 32,
               'arch': 'orig', 'steps': 1562500, 'aug': 'none', 'mirror': False},           # ADA's, 100,000 kimg
     'large': {**OFFICIAL, 'res': 256, 'ch_g': 16384, 'ch_d': 16384, 'batch': 32, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 1.,
@@ -79,26 +79,32 @@ def get_args(argv=None):
     name = given.preset or preset(given.data, given.root)
     recipe = PRESETS[name]
     if 'res' not in recipe:                                    # as the images are, or the ticket or checkpoint
-        shaped = given.res or given.mask or given.init_from
-        recipe = {**recipe, 'res': None if shaped else images.suggest_res(given.data, given.root)}
-        recipe |= auto(given.res or recipe['res'] or 256) if name == 'auto' else {}
+        of = next((n for n in ('mask', 'small_dense', 'init_from') if getattr(given, n)), None)
+        res = given.res
+        if of and not res:
+            res = loop.read(getattr(given, of), loop.flag(given, of), 'args')['args'].get('res')
+        res = res or images.suggest_res(given.data, given.root)
+        recipe = {**recipe, 'res': res, **(auto(res) if name == 'auto' else {})}
     return complete(gan.parse(p, argv, {**PRESETS, name: recipe}, name), given)
 
 
 def preset(data, root):
     """The preset of a data set, for a folder by its number of images."""
-    for start, name in (('100-shot', 'fewshot'), ('animalface', 'animalface'), ('cifar', 'cifar'), ('ffhq', 'large'),
-                        ('lsun', 'large'), ('emoji', 'demo'), ('fashion-mnist', 'demo')):
-        if data.lower().startswith(start):
-            return name
-    return 'fewshot' if len(images.source(data, root)[0]['train'][0]) <= FEW else 'auto'
+    if images.spelt(data) in images.NAMES or images.unsorted(data):
+        starts = {'100-shot': 'fewshot', 'animalface': 'animalface', 'cifar': 'cifar', 'ffhq': 'large', 'lsun': 'large',
+                  'emoji': 'demo', 'fashion-mnist': 'demo'}
+        return next((starts[s] for s in starts if data.lower().startswith(s)), 'auto')
+    converted = images.read_json(f'{data}/set.json')
+    n = converted['splits']['train']['n'] if converted else len(images.source(data, root)[0]['train'][0])
+    return 'fewshot' if n <= FEW else 'auto'
 
 
 def auto(res):
     """ADA's settings for any data set, by resolution, at the batch of one GPU."""
     batch, base = max(min(4096 // res, 32), 4), 16384 if res < 512 else 32768
     return {**AUTO, 'batch': batch, 'group': min(batch, 4), 'ch_g': base, 'ch_d': base, 'r1': .0002 * res ** 2 / batch,
-            'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch}
+            'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch,
+            **(dict(lr_g=2e-3, lr_d=2e-3) if res >= 1024 else {})}
 
 
 def complete(args, given):
@@ -120,6 +126,8 @@ def complete(args, given):
                     'intervals from 1 on')
     if args.transfer == 'minegan':
         args.mine_steps = 1000 if args.mine_steps is None else args.mine_steps
+        if args.mine_steps < 0:
+            loop.refuse(f'{flags("mine_steps")}: use a number from 0 on')
         if args.mask:
             loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
     if args.cond:
@@ -131,6 +139,13 @@ def complete(args, given):
     classes = args.classes
     gan.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512, mapping=None,
               group=None, arch=None)
+    if args.transfer == 'freezed':
+        try:
+            frozen = transfer.freezed(gan.blank(build, args)[1], args.freeze_layers)
+        except ValueError as e:
+            loop.refuse(f'--{e}')
+        if not frozen:
+            loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: use finetune, or give --freeze-layers')
     if args.classes != classes:
         loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} '
                     f'classes, the data {classes or "none"}')
@@ -183,7 +198,7 @@ def main(args):
     z = torch.zeros(n, job.z_dim, device=device)
     y, y_fake = ([torch.zeros(n, device=device, dtype=torch.int64)] if args.classes else [] for _ in range(2))
     context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
-    beside, apart = (args.r1, 0) if args.r1_every == 1 else (0, args.r1)           # R_1 beside L_D, or steps of its own
+    every = args.r1_every == 1, args.pl_every == 1             # beside the loss, or steps of their own
 
     def latent(rng):                                                               # in place: a CUDA graph reads them
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
@@ -194,7 +209,8 @@ def main(args):
         return [v[part] for v in labels]
 
     def g_step(part):
-        return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *of(part, y_fake), ada=job.ada)
+        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *of(part, y_fake), ada=job.ada)
+        return loss + pl_step(part) if args.pl and every[1] else loss
 
     def pl_step(part):                                         # on half of the images, as in the original
         some = slice(part.start, (part.start + part.stop + 1) // 2)
@@ -206,7 +222,7 @@ def main(args):
         with context():
             fake = G.net(z[part], *of(part, y_fake))
             return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive,
-                              r1=beside)
+                              r1=args.r1 * every[0])
 
     def r1_step(part):
         real = x[part].detach().requires_grad_(True)
@@ -214,19 +230,26 @@ def main(args):
             logits = D.net(gan.draw(args, real, job.ada)(real), *of(part, y))
             if job.ada:
                 job.ada.add(real=logits)
-            return args.r1_every * apart * job.sums.add(R_1=losses.r1(logits, real))
+            return args.r1_every * args.r1 * job.sums.add(R_1=losses.r1(logits, real))
 
-    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(args.pl), *[(D, r1_step)] * bool(apart)]
+    lazy = {'R_1': args.r1 and not every[0], 'R_pl': args.pl and not every[1]}
+    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(lazy['R_pl']), *[(D, r1_step)] * bool(lazy['R_1'])]
     parts = loop.parts(n, job.fitting(n, phases))
-    reals = job.reals()
+    group = stylegan2.group_size(parts[0].stop, args.group)
+    if args.group and group < args.group:
+        run.say(f"groups of {group} in D's minibatch standard deviation, not of --group {args.group}: "
+                f'{parts[0].stop} images are taken at a time')
+    reals, mining = job.reals(), args.transfer == 'minegan'
     for step in run.iterations(job.nets, job.sums, job.extra):
-        if args.transfer == 'minegan' and step == args.mine_steps + 1:
+        if mining and step > args.mine_steps:
             G.freeze(())
+            mining = False
         latent(loop.rng(args.seed, 'G', step))
         G.update(g_step, parts)
-        if args.pl and (step - 1) % args.pl_every == 0:
+        if lazy['R_pl'] and (step - 1) % args.pl_every == 0:
             latent(loop.rng(args.seed, 'pl', step))
             G.update(pl_step, parts)
+        if args.pl and (step - 1) % args.pl_every == 0:
             job.pl.step(loop.mean)
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
@@ -238,7 +261,7 @@ def main(args):
             latent(rng)
             D.update(d_step, parts)
             job.anchor()
-        if apart and (step - 1) % args.r1_every == 0:
+        if lazy['R_1'] and (step - 1) % args.r1_every == 0:
             D.update(r1_step, parts)
         job.E.track(G, decay(args, step))
         job.adapt()

@@ -214,6 +214,8 @@ def configuration(G, D):
         known = type(value) is int and least.get(key, 1) <= value <= most.get(key, 2 ** 20)
         if not (value in ('resnet', 'orig') if key == 'arch' else known or (key, value) == ('group', None)):
             raise Refused(f'has {key} {shown(value)}, which is unknown here')
+    if args['colors'] != 3:
+        raise Refused(f"has images of {args['colors']} channels, ours have 3")
     if args['res'] & args['res'] - 1 or g.get('architecture', 'skip') != 'skip':
         raise Refused('has a G of another architecture than skip, or a resolution that is no power of 2')
     return args

@@ -394,11 +394,16 @@ class BlockD(nn.Module):
         return self.skip(x).add_(h) if self.skip else h
 
 
+def group_size(n, most):
+    """The largest divisor of n up to `most` (None: n)."""
+    return next(g for g in range(min(most or n, n), 0, -1) if n % g == 0)
+
+
 def deviation(x, group):
     """x [N, C, H, W] with one channel more: the standard deviation over groups of samples, averaged over C, H, W.
 
     group: at most so many samples (None: all), the largest divisor of N; group j has samples j, j + N / group, ..."""
-    n = next(g for g in range(min(group or len(x), len(x)), 0, -1) if len(x) % g == 0)
+    n = group_size(len(x), group)
     std = (x.unflatten(0, (n, -1)).var(0, correction=0) + EPS).sqrt()              # [N / group, C, H, W]
     std = std.mean((1, 2, 3)).repeat(n)[:, None, None, None]                       # [N, 1, 1, 1]
     return torch.cat((x, std.expand(-1, 1, *x.shape[2:])), 1)

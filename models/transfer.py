@@ -35,11 +35,11 @@ def layers(D):
 def freezed(D, count=None):
     """Names of the parameters in the first `count` layers of D (default: FreezeD's, 13 at 256 px).
 
-    Raises ValueError for more layers than D has."""
+    Raises ValueError for more layers than D has, or less than none."""
     parts = layers(D)
     if count is None:
         count = sum(-r > KEPT for r, _ in parts)
-    if count > len(parts):
+    if not 0 <= count <= len(parts):
         raise ValueError(f'freeze-layers {count}: D has {len(parts)} layers before its last block')
     return [name for names in list(parts.values())[:count] for name in names]
 

@@ -448,6 +448,7 @@ def odd(s, path, value=None):
     ('G.:kwargs.synthesis_kwargs.channel_base', 4, 'has ch_g 4'),
     ('G.:kwargs.img_resolution', 12, 'no power of 2'), ('G.:kwargs.img_resolution', 4, 'has res 4'),
     ('G.:kwargs.img_resolution', 2 ** 40, 'has res'), ('G.:kwargs.img_channels', '3', 'has colors 3'),
+    ('G.:kwargs.img_channels', 1, 'has images of 1 channels'),
     ('G.:kwargs.img_resolution', doubled(8), "has res <class 'tuple'>"),
     ('G.:kwargs.mapping_kwargs.num_layers', 10 ** 9, 'has mapping 1000000000'),
     ('G.:kwargs.c_dim', doubled(0), "has classes <class 'tuple'>"), ('G.:kwargs.z_dim', 5., 'has z_dim 5.0'),

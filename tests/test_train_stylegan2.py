@@ -1,5 +1,6 @@
 """train_stylegan2.py end to end, tiny: recipes, a plain loop of the four phases, tickets, transfer, ranks."""
 import copy
+import json
 import math
 import os
 import re
@@ -95,6 +96,24 @@ def test_a_folder_alone_is_a_sensible_run(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, 'source', many)
         assert train_stylegan2.preset(str(tmp_path), '') == 'auto'
+        assert train_stylegan2.preset('ffhq_mine', '') == 'auto' and train_stylegan2.preset('ffhq', '') == 'large'
+
+
+@pytest.mark.parametrize('n, preset', [(5000, 'fewshot'), (5001, 'auto')])
+def test_a_converted_set_has_its_preset_by_its_number_of_images(tmp_path, n, preset):
+    (tmp_path / 'set.json').write_text(json.dumps({'res': 64, 'splits': {'train': {'n': n}}}))
+    a = train_stylegan2.get_args(['--data', str(tmp_path)])
+    assert (a.preset, a.res) == (preset, 64)
+
+
+@pytest.mark.parametrize('file', ['--mask', '--small-dense'])
+def test_settings_by_resolution_are_those_of_the_ticket(tmp_path, file):
+    own = ['--res', '64', '--ch-max', '8', '--data', 'emoji-faces', '--frac', '12', '--batch', '2', '--metrics', 'none']
+    way = ['--method', 'random', '--rounds', '1', '--steps', '1']
+    out = ['--out', str(tmp_path / 'find'), '--ticket', str(tmp_path / 'find.pt')]
+    find_ticket.main(find_ticket.get_args(['stylegan2', *own, *way, *out]))
+    a = train_stylegan2.get_args(['--data', 'emoji-faces', '--preset', 'auto', file, str(tmp_path / 'find.pt')])
+    assert (a.res, a.batch, round(a.r1, 4), a.steps) == (64, 32, .0256, 781250)
 
 
 def test_adam_is_slowed_where_a_regulariser_has_steps_of_its_own(tmp_path):
@@ -184,6 +203,28 @@ def test_twenty_steps_equal_a_plain_loop_of_the_four_phases(tmp_path, monkeypatc
             gap = (saved[name][key] - value).abs().max().item()
             assert gap < 1e-9, (name, key, gap)
     assert abs(saved['state']['pl']['mean'] - length) < 1e-9 and length > 0
+
+
+def test_path_length_of_every_step_is_added_to_the_loss(tmp_path, monkeypatch):
+    seen, update = [], loop.Flat.update
+    monkeypatch.setattr(loop.Flat, 'update', lambda self, f, parts: seen.append(f.__name__) or update(self, f, parts))
+    for advaug in ('none', 'g'):
+        flags = ['--pl', '2', '--pl-every', '1', '--r1-every', '1', '--steps', '2', '--advaug', advaug]
+        G, _ = train(tmp_path / advaug, *flags)
+        lines = records(f'{tmp_path}/{advaug}/log.jsonl')
+        assert lines[-1]['R_pl'] > 0 and loop.load(f'{tmp_path}/{advaug}/last.pt')['state']['pl']['mean'] > 0
+        assert set(seen) == {'g_step', 'd_step'} and all(p.isfinite().all() for p in G.parameters())
+
+
+def test_D_is_watched_on_whole_groups_and_the_miner_is_of_the_seed(source):
+    job = gan.Training('stylegan2', args(), train_stylegan2.build)
+    assert len(job.data.holdout) == 17 and len(job.seen['held'][0]) == 16
+    miners = []
+    for seed in '001':
+        a = args('--seed', seed, '--init-from', source, '--transfer', 'minegan')
+        job = gan.Training('stylegan2', a, train_stylegan2.build, lambda G, D: transfer.prepare_('minegan', G, D))
+        miners.append(job.G.net.miner[0].weight.detach())
+    assert torch.equal(miners[0], miners[1]) and not torch.equal(miners[0], miners[2])
 
 
 def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
@@ -306,7 +347,7 @@ def test_pretrained_weights_can_be_theta_0(tmp_path, source):
 
 @pytest.mark.parametrize('mode', transfer.MODES)
 def test_each_transfer_trains_what_it_should_and_nothing_else(tmp_path, source, mode):
-    extra = ['--mine-steps', '2'] if mode == 'minegan' else []
+    extra = {'minegan': ['--mine-steps', '2'], 'freezed': ['--freeze-layers', '1']}.get(mode, [])
     flags = [*LAZY, '--init-from', source, '--transfer', mode, *extra]
     train(tmp_path / 'a', *flags, '--steps', '2')
     before, after = loop.load(source), loop.load(f'{tmp_path}/a/last.pt')
@@ -317,13 +358,15 @@ def test_each_transfer_trains_what_it_should_and_nothing_else(tmp_path, source, 
     expected = {'finetune': names['G'], 'freezed': names['G'], 'minegan': {f'miner.{i}.{p}' for i in (0, 2)
                                                                          for p in ('weight', 'bias')},
                 'scaleshift': {n for n in names['G'] if '.affine.' in n or re.search(r'(conv\d|torgb)\.bias', n)}}[mode]
-    assert moved['G'] - {'mapping.w_avg'} == expected and moved['D'] == names['D']  # FreezeD trains D's blocks to 16 px
+    kept = {'b16.fromrgb.weight', 'b16.fromrgb.bias'} if mode == 'freezed' else set()
+    assert moved['G'] - {'mapping.w_avg'} == expected and moved['D'] == names['D'] - kept
     train(tmp_path / 'a', *flags, '--steps', '4')
     later = loop.load(f'{tmp_path}/a/last.pt')
-    if mode == 'minegan':                                      # the second stage, in a resumed run
+    if mode == 'minegan':                                      # the second stage, begun and continued in resumed runs
         assert all(not torch.equal(later['G'][k], before['G'][k]) for k in names['G'])
-        train(tmp_path / 'b', *flags, '--steps', '4')
-        assert equal(later['G'], loop.load(f'{tmp_path}/b/last.pt')['G'])
+        train(tmp_path / 'a', *flags, '--steps', '5')
+        train(tmp_path / 'b', *flags, '--steps', '5')
+        assert equal(*(loop.load(f'{tmp_path}/{name}/last.pt')['G'] for name in 'ab'))
     if mode == 'freezed':
         train(tmp_path / 'c', *flags, '--freeze-layers', '4', '--steps', '1')
         kept = {k for k, v in loop.load(f'{tmp_path}/c/last.pt')['D'].items() if torch.equal(v, before['D'][k])}
@@ -362,8 +405,26 @@ def test_flags_that_cannot_be_are_refused_in_a_sentence(capsys, flags, words):
     refused(capsys, lambda: args(*flags), *words)
 
 
+@pytest.mark.parametrize('flags, words', [
+    (['--transfer', 'freezed'], ['freezed', 'nothing at 16 px']), (['--mine-steps', '-1'], ['--mine-steps -1']),
+    (['--transfer', 'freezed', '--freeze-layers', '9'], ['freeze-layers 9', '7 layers']),
+    (['--transfer', 'freezed', '--freeze-layers', '-1'], ['freeze-layers -1'])])
+def test_transfers_that_cannot_be_are_refused_in_a_sentence(capsys, source, flags, words):
+    refused(capsys, lambda: args('--init-from', source, '--transfer', 'minegan', *flags), *words)
+
+
+def test_no_ticket_is_found_through_a_miner(capsys, source):
+    flags = ['stylegan2', *TINY, '--init-from', source, '--transfer', 'minegan']
+    refused(capsys, lambda: find_ticket.get_args(flags), 'minegan', 'no part of a ticket')
+
+
 def test_a_checkpoint_brings_its_shape_and_another_is_refused(capsys, source, tmp_path):
     a = train_stylegan2.get_args(['--data', 'emoji-faces', '--init-from', source, '--preset', 'demo'])
     assert (a.res, a.ch_g, a.ch_max) == (16, 256, 16)
+    saved = loop.load(source)                                  # as NVIDIA's have it: the whole batch
+    saved['args']['group'] = None
+    torch.save(saved, tmp_path / 'whole.pt')
+    a = args('--init-from', str(tmp_path / 'whole.pt'))
+    assert a.group is None and train_stylegan2.build(a)[1].b4.group is None
     narrow = ['--init-from', source, '--ch-g', '128', '--steps', '1']
     refused(capsys, lambda: train(tmp_path / 'x', *narrow), 'does not fit G')
