@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One command for everything.
 #   bash run_all.sh                      the demo on bundled images: find a ticket, train it four ways, table, plots
-#   bash run_all.sh test                 the tests
+#   bash run_all.sh test                 the tests; test tests/test_loop.py -k resume: some of them
 #   bash run_all.sh fig7 controls        tables, figures, controls (experiments.py lists them; all), small: SCALE=demo
 #   SCALE=paper GPUS=8 bash run_all.sh table3                   as published; SCALE=smoke: a few steps of everything
 #   bash run_all.sh --dry-run table4     its commands, one a line, by stages; STAGE=3 prints one stage alone
@@ -60,7 +60,13 @@ preset() {
 }
 
 case "${1:-demo}" in
-test) shift; OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$PY" -m pytest -q tests "$@" ;;
+test)
+    shift
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    [ $# = 0 ] || exec "$PY" -m pytest -q "$@"
+    ls -S tests/test_*.py | xargs -P 2 -I {} sh -c 'said=$("$0" -m pytest -q -p no:cacheprovider {} 2>&1)
+        code=$?; echo "{}: $said"; exit $code' "$PY"           # two files at a time, the largest first
+    exit ;;
 demo)
     [ $# -le 1 ] || { echo "error: demo stands alone; tables and figures: ${*:2}" >&2; exit 2; }
     demo
