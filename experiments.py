@@ -20,6 +20,7 @@ ADV = '--advaug gd'
 WAYS = {                                                       # ways to train: flags
     'plain': '', 'advaug': ADV, 'advaug-g': '--advaug g', 'advaug-d': '--advaug d', 'noise': f'{ADV} --adv-noise 0.01',
     'released': f'{ADV} --adv-sign released', 'diffaug': '--aug diffaug', 'diffaug-advaug': f'--aug diffaug {ADV}',
+    'translation': '--aug diffaug --aug-policy translation',
     'real': '--aug diffaug --aug-on real', 'd': '--aug diffaug --aug-on d', 'ada': '--aug ada',
     'ada-lecam': '--aug ada --lecam', 'ada-advaug': f'--aug ada {ADV}', 'reinit': '--reinit',
     **{f'ada-{p}': f'--aug ada --ada-p {p}' for p in ('0.5', '0.8', '0.95', '1.0')},
@@ -30,6 +31,7 @@ WAYS = {                                                       # ways to train: 
     **{f'margin-{c}': f'--margin {c}' for c in ('1.045', '1.09')},
     'transfer': '--init-from ffhq.pt', 'transfer-advaug': f'--init-from ffhq.pt {ADV}',
     **{mode: f'--init-from ffhq.pt --transfer {mode}' for mode in ('finetune', 'freezed', 'scaleshift', 'minegan')}}
+USUAL = 'cut-g1', 'cut-d5'                                    # where AdvAug is anyway
 LONGER = 'diffaug', 'diffaug-advaug'                           # paper: twice the updates
 SHOTS = [f'100-shot-{x}' for x in ('obama', 'grumpy_cat', 'panda')] + [f'AnimalFace-{x}' for x in ('cat', 'dog')]
 FIND = re.compile(r'(find_ticket .*)--rounds (\d+)(.*)')
@@ -52,7 +54,7 @@ class Family:
     """The trainings of one model on one share of one data set, in one directory; each yields (stage, command)."""
 
     def __init__(self, args, seed, model, data, frac=1., steps=None, flags=''):
-        self.model, self.small, self.most = model, args.scale != 'paper', 99
+        self.model, self.seed, self.small, self.most = model, seed, args.scale != 'paper', 99
         if self.small:
             data, steps, self.most = SMALL[model]
             steps = args.steps or {'smoke': 4, 'demo': steps}[args.scale]
@@ -118,9 +120,7 @@ def table3(family):
         for frac in (1., .2, .1):
             f = family('biggan', data, frac, 100000)
             yield from f.rows(9, [5, 9], ['plain', 'diffaug', 'diffaug-advaug'])
-            if not f.small:                                    # the fair rows: dense at 2x, DiffAugment at 1x
-                yield from f.train(0, 'plain', 200000, 'dense-twice')
-                yield from f.train(0, 'diffaug', 100000, 'dense-diffaug-once')
+            yield from fair(f)
 
 
 def table4(family):
@@ -147,17 +147,21 @@ def table5(family):
 def transfer(family):
     """The baselines of Table 5 that start from trained weights; small: from all emoji to the faces."""
     for data in SHOTS:
-        f = family('stylegan2', data, 1., 18750, '--aug none')
-        start = '--init-from ffhq.pt'
+        f = family('stylegan2', data, 1., 31250 if 'Animal' in data else 18750, '--aug none')
+        start, ways = '--init-from ffhq.pt', ['none', 'diffaug']
         if f.small:
             source = f.out.replace('emoji-faces', 'emoji')
             start = f'--init-from {source}/dense-plain/last.pt'
             yield 3, f.command('train_stylegan2', '--aug none', 'dense-plain').replace('emoji-faces', 'emoji')
             f.steps //= 3 if f.steps > 3 else 1
             yield 3, f.command('train_stylegan2', '--aug diffaug', 'scratch')
+            ways = ['diffaug']
         for mode in ('finetune', 'freezed', 'scaleshift', 'minegan'):
             extra = f' --mine-steps {max(f.steps // 4, 1)}' if f.small and mode == 'minegan' else ''
-            yield 4, f.command('train_stylegan2', f'{start} --transfer {mode} --aug diffaug{extra}', mode)
+            for aug in ways:                                   # published: none, and of two also DiffAugment
+                if aug == ways[0] or mode in ('finetune', 'freezed'):
+                    name = mode if aug == ways[0] else f'{mode}-{aug}'
+                    yield 4, f.command('train_stylegan2', f'{start} --transfer {mode} --aug {aug}{extra}', name)
         if f.small:
             return
         yield 1, f.command('find_ticket stylegan2', f'{start} --rounds 3 --ticket {f.out}/ffhq.pt', 'find-ffhq')
@@ -180,18 +184,28 @@ def margin(f):
 
 
 def imagenet(family):
-    """DiffAugment's rows of BigGAN on ImageNet."""
+    """DiffAugment's rows of BigGAN on ImageNet, where it translates alone."""
     for frac in (1., .5, .25):
         f = family('biggan', 'imagenet', frac, 100000)
         yield from f.train(0)
-        yield from f.train(0, 'diffaug', None if f.small else 200000)
+        yield from f.train(0, 'translation', None if f.small else 200000)
+        yield from fair(f, 'translation')
+
+
+def fair(family, way='diffaug'):
+    """The published rows with DiffAugment have twice the updates: dense with as many, it with as few."""
+    if not family.small:
+        yield from family.train(0, 'plain', 200000, 'dense-twice')
+        yield from family.train(0, way, 100000, f'dense-{way}-once')
 
 
 # ---- figures
 
 def fig1(family):
     """BigGAN on 10 % of CIFAR-100 over sparsities, without and with both augmentations."""
-    yield from family('biggan', 'cifar100', .1, 100000).rows(9, [2, 3, 5, 6, 9], ['plain', 'diffaug-advaug'])
+    f = family('biggan', 'cifar100', .1, 100000)
+    yield from f.rows(9, [2, 3, 5, 6, 9], ['plain', 'diffaug-advaug'])
+    yield from fair(f)
 
 
 def fig2(family):
@@ -217,16 +231,17 @@ def fig5(family):
 def fig7(family):
     """SNGAN: the share pruned in a round; AdvAug on G, D or both; ways to prune."""
     f = family('sngan', 'cifar10', .1, 50000)
-    yield from f.rows(8, [3, 8], ['plain', 'advaug-g', 'advaug-d', 'advaug'])
+    levels = [3, 8] if f.small else [1, 2, 3, 5, 8]
+    yield from f.rows(8, levels, ['plain', 'advaug-g', 'advaug-d', 'advaug'])
     yield from f.find(16, 'rho0.1', '--rho 0.1') if not f.small else f.find(6, 'rho0.1', '--rho 0.1')
     yield from f.find(4 if not f.small else 3, 'rho0.4', '--rho 0.4')
-    yield from pruned(f, ['oneshot', 'random', 'slimming'])
+    yield from pruned(f, ['oneshot', 'random', 'slimming'], levels)
 
 
-def pruned(f, methods):
-    """Tickets of other methods at IMP's sparsities after 3 and 8 rounds, trained plainly."""
+def pruned(f, methods, levels=(3, 8)):
+    """Tickets of other methods at IMP's sparsities after so many rounds, trained plainly."""
     for method in methods:
-        for k in dict.fromkeys(map(f.level, (3, 8))):
+        for k in dict.fromkeys(map(f.level, levels)):
             like = f'--like {f.ticket(k)}' if method == 'random-layers' else ''
             extra = {'slimming': '--prune g', 'random-layers': like}.get(method, '')
             name = f'{method}{k}'
@@ -238,7 +253,7 @@ def fig8(family):
     """SNGAN: strength and place of AdvAug, on a ticket."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.find(3)
-    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda'))]
+    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda')) and way not in USUAL]
     for way in ('plain', 'advaug', *grid, 'noise', 'released', 'advaug-g', margin(f)):
         yield from f.train(3, way)
 
@@ -246,9 +261,11 @@ def fig8(family):
 # ---- controls
 
 def controls(family):
-    """Tickets beside other masks, other weights under the same masks, and small dense networks, at two sparsities."""
+    """Tickets beside other masks, other weights under the same masks, small dense networks, and as many dense ones."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.rows(8, [8], ['plain'])
+    for n in range(1, f.level(8) + 1) if not f.seed else ():   # on the same images
+        yield 3, f.command(f'train_{f.model}', f'--seed {n}', f'dense-seed{n}')
     yield from pruned(f, ['oneshot', 'random', 'random-layers', 'init'])
     yield from f.find(3, 'early', '--method early-bird')
     yield from f.train(3, name='early-plain', mask=f'{f.out}/early.pt')

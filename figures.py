@@ -260,10 +260,10 @@ def fig8(rows, score, extra):
     zero, usual, drawn = find('plain'), find('advaug'), False
     for ax, title, way, default in ((axes[0, 0], 'step size', 'step-', '0.01'), (axes[0, 1], 'PGD steps', 'pgd-', '1'),
                                     (axes[0, 2], 'weight of the AdvAug losses', 'lambda-', '1'),
-                                    (axes[1, 0], 'location in D: after stage', 'cut-d', None),
-                                    (axes[1, 1], 'location in G: after stage', 'cut-g', None)):
-        points = [('0', zero), *((r['way'].removeprefix(way), r) for r in tickets if r['way'].startswith(way))]
-        points = sorted(points + [(default, usual)] * bool(default), key=lambda point: float(point[0]))
+                                    (axes[1, 0], 'location in D: after stage', 'cut-d', '5'),
+                                    (axes[1, 1], 'location in G: after stage', 'cut-g', '1')):
+        points = {r['way'].removeprefix(way): r for r in tickets if r['way'].startswith(way)}
+        points = sorted({**points, '0': zero, default: usual}.items(), key=lambda point: float(point[0]))
         drawn |= lines(ax, {'ticket': [(i, r) for i, (_, r) in enumerate(points)]})
         for i, (_, r) in enumerate(points):
             lacking(ax, i, r)
@@ -418,7 +418,7 @@ def table4(rows, score, extra):
 
 
 FIGURES = {'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig7': fig7, 'fig8': fig8, 'controls': controls, 'leak': leak,
-           'mask-quality': mask_quality, 'ada-sizes': ada_sizes, 'stylegan2': ada_sizes, 'table4': table4,
+           'mask-quality': mask_quality, 'ada-sizes': ada_sizes, 'table4': table4,
            'diffaug': diffaug}                                 # of other experiments: table
 
 
@@ -426,19 +426,23 @@ FIGURES = {'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig7': fig7, 'fig8': fig8,
 
 def curves(runs):
     """[(name, figure, caption)]: the score, D's accuracies on training, held-out and generated images, and ADA's p."""
-    out, scored, runs = [], [r for r in runs if len(r['scores']) > 1], [r for r in runs if r['log']]
-    if scored:
+    out, runs = [], [r for r in runs if r['log']]
+    for key, name in (('all', 'score'), ('is', 'is')):
+        scored = [r for r in runs if sum(key in s for s in r['scores']) > 1]
+        if not scored:
+            continue
         fig, ax = plt.subplots(figsize=(7, 4))
         for i, r in enumerate(runs):
             if r in scored:
-                steps, values, spread = ([s[key] for s in r['scores']] for key in ('step', 'all', 'all_std'))
+                steps, values, spread = zip(*((s['step'], s[key], s[f'{key}_std']) for s in r['scores'] if key in s))
                 ax.errorbar(steps, values, spread, label=r['label'], marker=MARKERS[i % 7], markersize=4, capsize=3,
                             **style(i))
-        score, values = scored[0]['scores'][0]['score'], [s['all'] for r in scored for s in r['scores']]
+        score = scored[0]['scores'][0]['score'] if key == 'all' else 'Inception Score'
+        values = [s[key] for r in scored for s in r['scores'] if key in s]
         ax.set(xlabel='G updates', ylabel=score, yscale='log' if max(values) > 10 * min(values) > 0 else 'linear')
         ax.grid(alpha=.25)
         legend(fig, ax)
-        out.append(('score.png', fig, f'{score} over training; ± over sets of z; protocol as in the table.'))
+        out.append((f'{name}.png', fig, f'{score} over training; ± over sets of z; protocol as in the table.'))
     if not runs:
         return out
     columns = [('acc_train', 'training images'), ('acc_held', 'held-out images'), ('acc_gen', 'generated images')]

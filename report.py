@@ -22,6 +22,7 @@ import contextlib
 import glob
 import importlib
 import json
+import math
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ import experiments
 import loop
 import prune
 from results import (FURTHER, before, collect, finding, findings, masks, origin, phrase, pick, protocol, published,
-                     read, read_json, theirs, trainings, unlike, value)
+                     read, read_json, records, theirs, trainings, unlike, value)
 
 EXTRA = {'is': ('IS', 'is', 1, 2), 'kid': ('KID x 1000', 'kid', 1000, 2),             # name, entry, scale, digits
          **{word: (word, 'prdc', 1, 3) for word in ('precision', 'recall', 'density', 'coverage')},
@@ -101,7 +102,7 @@ def expected(name, lines):
         start, k, way = ROW.fullmatch(last).groups() if ROW.fullmatch(last) else (last.split('/')[0], '', 'plain')
         k = re.search(r'/round(\d+)', last)[1] if '/round' in last else k
         row = {'family': family, 'name': last, 'start': start, 'k': int(k or 0), 'way': way, 'runs': [], 'lacks': [],
-               'dense': last == 'dense-plain', 'found': found, 'mask': tickets.get((family, last)),
+               'dense': last in ('dense-plain', 'dense-twice'), 'found': found, 'mask': tickets.get((family, last)),
                'paths': [p for ps in paths.values() for p in ps]}
         for seed, candidates in paths.items():
             run = pick(candidates)
@@ -212,9 +213,9 @@ def shift(row):
 
 
 def iterative(row):
-    """Whether a row is of what the paper publishes: dense, or of iterative pruning."""
+    """Whether a row is of what the paper publishes: dense, or of iterative pruning from random weights."""
     f, _ = origin(last(row)[0][0]['flags'].get('mask'), row['found'])
-    return not f or f['method'] == 'imp'
+    return not f or f['method'] == 'imp' and not f['init_from']
 
 
 def columns(rows):
@@ -265,16 +266,16 @@ def tables(rows):
                 'validation split (few-shot: training images), of a checkpoint chosen by its score; grey where ours '
                 'differs in what is named.', ''] if 'published' in titles else []
         out += ["c: mean |logit shift| by AdvAug on D over the second half of training; at D's last layer it is the "
-                'same for all images.', ''] if 'c' in titles else []
+                'same for all images (of a class).', ''] if 'c' in titles else []
     if rows and not keys:
         out = ['| run | |', '|---|---|', *(f"| {row['name']} | {'; '.join(row['lacks'])} |" for row in rows), '']
     return out
 
 
 def dense_runs(family):
-    """The plain dense trainings of all seeds of a family, by seed."""
-    folders = [p for p in glob.glob(f'{glob.escape(family)}*') if re.fullmatch(re.escape(family) + r'(-s\d+)?', p)]
-    runs = [pick([f'{p}/dense-plain', f'{p}/find/round0']) for p in folders]
+    """The plain dense trainings of a family on the images of its first seed, by seed."""
+    more = sorted(glob.glob(f'{glob.escape(family)}/dense-seed*'))
+    runs = [pick([f'{family}/dense-plain', f'{family}/find/round0']), *map(read, more)]
     return sorted((r for r in runs if r and r['scores']), key=lambda r: r['seed'])
 
 
@@ -290,11 +291,14 @@ def at_equal_compute(rows, family):
         if (row['start'], row['way']) != ('ticket', 'plain') or not final(row):
             continue
         run, score = final(row)[0]
+        if run['seed']:                                        # the dense ones saw other images
+            continue
         alike = [r for r in dense if (protocol(r), r['scores'][-1]['step']) == (protocol(run), score['step'])]
         other, n = rival(alike, row['k'] + 1)
         s = other and other['scores'][-1]
         text = f"{s['report']:.1f} ± {s['report_std']:.1f} (seed {other['seed']})" if other else '–'
-        lines.append(f"| {row['name']} | {row['k'] + 1} | {mean(row, 'report')} | {text} | "
+        its = f"{score['report']:.1f} ± {score['report_std']:.1f}"
+        lines.append(f"| {row['name']} | {row['k'] + 1} | {its} | {text} | "
                      f"{n} of {row['k'] + 1} dense trainings there |")
     return lines and ['At equal compute: a ticket of k rounds beside the best of k + 1 dense trainings, chosen on one '
                       'half of the reference; both scores are of the last checkpoint, on the other half.', '',
@@ -373,8 +377,14 @@ def leaked(rows, path):
             'hits.', '', '| images | turned | mirrored | of |', '|---|---|---|---|', *lines, ''], found
 
 
+def trained(script, words):
+    """How many trainings a command is."""
+    rounds = int(value(words, '--rounds', 5))
+    return trainings(value(words, '--method', 'imp'), rounds) if script == 'find_ticket' else 1
+
+
 def hours(timed, commands):
-    """One line per name: trainings, and hours of its commands at the speed of the timed run of that model and data.
+    """One line per name: trainings, and hours of one process at the speed of the timed run of that model and data.
 
     commands: lines 'STAGE NAME SCRIPT FLAGS'; of equal ones the first counts. AdvAug on G repeats two thirds of a G
     step, which takes as long as two D steps."""
@@ -386,15 +396,18 @@ def hours(timed, commands):
         seen.add((script, *rest))
         model = rest[0] if script == 'find_ticket' else script.removeprefix('train_')
         path = f"{timed}/{model}-{value(rest, '--data')}"
-        with open(f'{path}/args.json') as f:
-            flags = json.load(f)['args']
+        flags, log = read_json(f'{path}/args.json'), records(f'{path}/log.jsonl')
+        cost[name][0] += trained(script, rest)
+        if not flags or not log:                               # the timed run failed
+            cost[name][1] = math.nan
+            continue
+        flags = flags['args']
         preset = importlib.import_module(f'train_{model}').PRESETS[flags['preset']]
-        seconds = preset.get('batch', 64) * flags['d_steps'] / loop.lines(f'{path}/log.jsonl')[-1]['images_per_s']
-        n = 1 if script != 'find_ticket' else trainings(value(rest, '--method', 'imp'), int(value(rest, '--rounds', 5)))
+        seconds = preset.get('batch', 64) * flags['d_steps'] / log[-1]['images_per_s']
         factor = 1 + 1.34 / (flags['d_steps'] + 2) if value(rest, '--advaug', 'none') in ('g', 'gd') else 1.
-        cost[name][0] += n
-        cost[name][1] += n * int(value(rest, '--steps')) * seconds * factor / 3600
-    return [f'{name}: {n} trainings, about {h:,.1f} hours' for name, (n, h) in cost.items()]
+        cost[name][1] += trained(script, rest) * int(value(rest, '--steps')) * seconds * factor / 3600
+    words = lambda h: 'no estimate' if math.isnan(h) else f'about {h:,.1f} hours of one process'
+    return [f'{name}: {n} trainings, {words(h)}' for name, (n, h) in cost.items()]
 
 
 # ---- pages
@@ -482,7 +495,11 @@ def experiment(args):
         part = [row for row in rows if row['family'] == family]
         lines += [f'## {family}', '', *tables(part), *at_equal_compute(part, family), *about_shift(part)]
     lines += against_imp(rows) if args.runs == 'controls' else []
-    extra = {'overlaps': overlaps(tickets(rows))} if args.runs == 'mask-quality' else {}
+    extra = {}
+    if args.runs == 'mask-quality':
+        named = tickets(rows)
+        extra['overlaps'] = names, _ = overlaps(named)
+        notes += [f'no mask of {name} to compare: {path}' for name, path in named.items() if name not in names]
     if args.runs == 'leak':
         told, extra['leak'] = leaked(rows, f'{args.out}/leak.json')
         lines += told

@@ -48,7 +48,7 @@ def read_json(path):
 def read(directory):
     """A run {path, flags, model, log, scores, label, sparsity, images, seconds, ...}, None without its args.json.
 
-    images: that D has seen. seconds: of all ranks; a resumed process counts from 0 again."""
+    images: that D has seen. seconds: of all ranks; a resumed process counts from 0 again, at another start."""
     saved = read_json(f'{directory}/args.json')
     if not saved or 'args' not in saved:
         return None
@@ -56,11 +56,11 @@ def read(directory):
     scores = [s for s in records(f'{directory}/metrics.jsonl') if SCORED <= s.keys()]
     scores = [s for s in scores if s['score'] == scores[-1]['score']]
     sparsity = {n: round(log[-1].get(f'sparsity_{n}', 0.), 4) if log else 0. for n in 'GD'}
-    versions, times = saved.get('versions', {}), [line.get('time', 0.) for line in log]
-    ends = [t for t, following in zip(times, [*times[1:], -1.]) if following < t]
+    versions, ends = saved.get('versions', {}), {line.get('start'): line.get('time', 0.) for line in log}
     run = {'path': directory, 'flags': flags, 'log': log, 'scores': scores, 'sparsity': sparsity,
            'model': saved['identity']['model'], 'label': label(flags, sparsity), 'seed': flags.get('seed', 0),
-           'images': log[-1].get('kimg', 0.) * 1000 if log else 0., 'seconds': sum(ends) * versions.get('ranks', 1),
+           'images': log[-1].get('kimg', 0.) * 1000 if log else 0.,
+           'seconds': sum(ends.values()) * versions.get('ranks', 1),
            'device': {'cpu': 'CPU'}.get(versions.get('device'), versions.get('device'))}
     return {**run, 'state': state(run), 'finished': bool(log) and log[-1]['step'] >= flags['steps']}
 
@@ -120,9 +120,10 @@ def value(words, flag, default=None):
 
 def finding(words, out=None):
     """What a find_ticket command makes, from its words: {out, ticket, method, rounds, steps, ...}."""
+    like = re.search(r'ticket(\d+)\.pt$', value(words, '--like') or '')            # whose rounds they are, too
     return {'out': os.path.normpath(value(words, '--out') or out), 'method': value(words, '--method', 'imp'),
             'ticket': os.path.normpath(value(words, '--ticket', 'ticket.pt')), 'like': value(words, '--like'),
-            'rounds': int(value(words, '--rounds', 5)), 'init_from': value(words, '--init-from'),
+            'rounds': int(value(words, '--rounds', like[1] if like else 5)), 'init_from': value(words, '--init-from'),
             'steps': int(value(words, '--steps', 0))}
 
 
@@ -205,12 +206,14 @@ def published(run):
     adv = {None: f['advaug'], .01: 'noise'}.get(f['adv_noise']) if f['advaug'] in ('none', 'gd') else None
     aug = f['aug'] + '+lecam' * bool(f.get('lecam'))
     pruned = 100 * max(run['sparsity'].values())
-    other = any(map(f.get, ('reinit', 'small_dense', 'slim', 'init_from'))) or f.get('margin', 1) != 1
+    other = any(map(f.get, ('reinit', 'small_dense', 'slim'))) or f.get('margin', 1) != 1
+    other |= bool(f.get('init_from')) and not f.get('transfer')
     if other or not os.path.exists(PAPER):                     # report.py was copied without it
         return []
     with open(PAPER) as file:
         lines = [line for line in csv.DictReader(file) if f['frac'] == float(line['frac'])
-                 and (run['model'], f['data'], aug, adv) == (*map(line.get, ('model', 'data', 'aug', 'advaug')),)]
+                 and (run['model'], f['data'], aug, adv, f.get('transfer') or '')
+                 == (*map(line.get, ('model', 'data', 'aug', 'advaug', 'transfer')),)]
     return [line for line in lines if any(abs(pruned - float(s)) < .1 for s in line['sparsity'].split('|'))]
 
 

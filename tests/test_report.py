@@ -53,7 +53,8 @@ def make_run(path, pruned=0., value=None, seconds=(4., 8.), model='sngan', name=
     extra |= {'ada_p': .3, 'ada_r': .5} if flags['aug'] == 'ada' else {}
     jsonl(f'{path}/log.jsonl', [{
         'step': steps * i // 4, 'kimg': steps * i / 4 * .016, 'acc_train': .5 + i / 10, 'acc_held': .5, 'acc_gen': .6,
-        'sparsity_G': pruned, 'sparsity_D': pruned, 'time': t, **extra} for i, t in enumerate((1., 2., *seconds), 1)])
+        'sparsity_G': pruned, 'sparsity_D': pruned, 'time': t,
+        'start': i > 2 and seconds[0] < 2, **extra} for i, t in enumerate((1., 2., *seconds), 1)])
     jsonl(f'{path}/metrics.jsonl', [{
         'step': step, 'score': name, 'all': v, 'all_std': 2., 'choose': v + .5, 'choose_std': 2., 'report': v - .5,
         'report_std': 2.5, 'protocol': {**PROTOCOL, 'seed': flags['seed'], 'frac': flags['frac'], **(protocol or {}),
@@ -292,7 +293,7 @@ def test_the_rival_at_equal_compute_is_picked_by_the_choosing_half(here, unrende
     make(lines)
     place = 'runs/demo-8/sngan-fashion-mnist-0.1'
     for seed, (choose, told) in {1: (50., 300.), 2: (40., 200.), 3: (60., 100.), 4: (1., 1.)}.items():
-        path = f'{place}-s{seed}/' + ('dense-plain' if seed % 2 else 'find/round0')
+        path = f'{place}/dense-seed{seed}'
         make_run(path, 0., 90., seed=seed, frac=.1)
         scores = [json.loads(line) for line in open(f'{path}/metrics.jsonl')]
         jsonl(f'{path}/metrics.jsonl', [scores[0], {**scores[1], 'choose': choose, 'report': told}])
@@ -300,8 +301,8 @@ def test_the_rival_at_equal_compute_is_picked_by_the_choosing_half(here, unrende
     assert found['ticket1-plain']['best dense'] == '300.0 ± 2.5 (seed 1)'           # seeds 0 and 1
     assert found['ticket3-plain']['best dense'] == '200.0 ± 2.5 (seed 2)'           # 0 to 3; the lowest score is of 3
     assert found['ticket3-plain']['trainings'] == '4' and '4 of 4 dense' in str(found['ticket3-plain'])
-    os.remove(f'{place}-s2/find/round0/metrics.jsonl')
-    os.remove(f'{place}-s4/find/round0/metrics.jsonl')
+    os.remove(f'{place}/dense-seed2/metrics.jsonl')
+    os.remove(f'{place}/dense-seed4/metrics.jsonl')
     found = table_of(page('table4', here, lines), '| ticket | trainings |')
     assert '3 of 4 dense trainings there' in str(found['ticket3-plain'])
     assert found['ticket3-plain']['best dense'] == '300.0 ± 2.5 (seed 1)'
@@ -430,7 +431,7 @@ def test_figure_8_starts_from_the_ticket_without_advaug(here):
     for ax, ways in zip(fig.axes, (
             ['step-0.001', 'advaug', 'step-0.05', 'step-0.1'], ['advaug', 'pgd-3', 'pgd-5', 'pgd-7'],
             ['lambda-0.25', 'lambda-0.5', 'advaug', 'lambda-2'],
-            [f'cut-d{k}' for k in range(1, 6)], [f'cut-g{k}' for k in range(1, 5)])):
+            [*(f'cut-d{k}' for k in range(1, 5)), 'advaug'], ['advaug', *(f'cut-g{k}' for k in range(2, 5))])):
         assert [y for _, y in drawn(ax)['ticket']] == [value[f'ticket3-{way}'] for way in ('plain', *ways)]
         level = {line.get_label(): line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 2}
         assert level['AdvAug on G only'] == value['ticket3-advaug-g']
@@ -499,6 +500,7 @@ def test_a_published_number_stands_beside_ours_only_where_nothing_differs(change
     ({'data': 'cifar100', 'frac': .1, 'reinit': 1}, '–'),
     ({'aug': 'none', 'sparsity': 0.}, 'FID 89.18 (Table 5); other settings</span>; FID 80.20 (DiffAugment)'),
     ({'aug': 'diffaug', 'sparsity': 0.}, 'FID 46.87 (DiffAugment)'), ({'margin': 1.1}, '–'),
+    ({'aug': 'none', 'sparsity': 0., 'init_from': 'x.pt', 'transfer': 'freezed'}, 'FID 41.87 (Table 5); other'),
     ({'aug': 'diffaug', 'sparsity': 0., 'batch': 5}, 'other settings'), ({'aug': 'none', 'init_from': 'x.pt'}, '–'),
     ({'aug': 'diffaug', 'sparsity': 0., 'ref': '100-shot-obama-test'}, 'other reference'), ({'small_dense': 'x'}, '–')])
 def test_stylegan2_repeats_diffaugments_recipe_and_not_the_papers(change, cell):
@@ -524,6 +526,8 @@ def test_published_numbers_stand_beside_tickets_of_iterative_pruning_alone(here,
     found = table_of(page('controls', here, lines))
     assert 'Table 6' in found['dense-plain']['published'] and 'Table 6' in found['ticket8-plain']['published']
     assert found['oneshot8-plain']['published'] == found['small3-plain']['published'] == '–'
+    like = results.finding('find_ticket sngan --method random-layers --like x/ticket3.pt --out y'.split())
+    assert like['rounds'] == 3
 
 
 # ---- everything below a folder, and hours
@@ -566,5 +570,7 @@ def test_hours_are_those_of_the_timed_runs(tmp_path):
         f'1 b {find} --rounds 3', '3 b train_sngan --data x --steps 3600', f'1 c {find} --rounds 8 --method oneshot',
         f'1 c {find} --rounds 8 --method random', f'1 c {find} --rounds 8 --method init', f'1 d {find}',
         f'2 c {find} --method random-layers --like t.pt', f'1 c {find} --rounds 3 --method early-bird'])
-    assert lines == ['a: 4 trainings, about 4.0 hours', 'b: 1 trainings, about 1.0 hours',
-                     'c: 2 trainings, about 2.0 hours', 'd: 5 trainings, about 5.0 hours']
+    more = ['3 e train_sngan --data unknown --steps 5', '3 e train_sngan --data x --steps 5']
+    assert report.hours(tmp_path, more) == ['e: 2 trainings, no estimate']
+    assert lines == ['a: 4 trainings, about 4.0 hours of one process', 'b: 1 trainings, about 1.0 hours of one process',
+                     'c: 2 trainings, about 2.0 hours of one process', 'd: 5 trainings, about 5.0 hours of one process']
