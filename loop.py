@@ -791,7 +791,7 @@ class Run:
             values = {k: float(f'{v:.6g}') for k, v in {**sums.means(), **notes()}.items()}
         speed = {'images_per_s': round(rate * a.batch * a.d_steps, 1), 'peak_mb': peak_memory(self.device)}
         self.append('log.jsonl', {'step': self.step, 'kimg': self.step * a.batch * a.d_steps / 1000, **values, **speed,
-                                  'start': round(self.start), 'time': round(now - self.start, 1)})
+                                  'start': round(self.start, 1), 'time': round(now - self.start, 1)})
         self.last_log, self.steps_logged, self.idle = now, self.step, time.time() - now
         left = int((a.steps - self.step) / rate)
         line = f"step {self.step}/{a.steps}  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

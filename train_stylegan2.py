@@ -198,7 +198,7 @@ def main(args):
     z = torch.zeros(n, job.z_dim, device=device)
     y, y_fake = ([torch.zeros(n, device=device, dtype=torch.int64)] if args.classes else [] for _ in range(2))
     context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
-    every = args.r1_every == 1, args.pl_every == 1             # beside the loss, or steps of their own
+    r1_apart, pl_apart = args.r1 and args.r1_every > 1, args.pl and args.pl_every > 1               # steps of their own
 
     def latent(rng):                                                               # in place: a CUDA graph reads them
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
@@ -210,7 +210,7 @@ def main(args):
 
     def g_step(part):
         loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *of(part, y_fake), ada=job.ada)
-        return loss + pl_step(part) if args.pl and every[1] else loss
+        return loss + pl_step(part) if args.pl and not pl_apart else loss
 
     def pl_step(part):                                         # on half of the images, as in the original
         some = slice(part.start, (part.start + part.stop + 1) // 2)
@@ -222,7 +222,7 @@ def main(args):
         with context():
             fake = G.net(z[part], *of(part, y_fake))
             return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive,
-                              r1=args.r1 * every[0])
+                              r1=0 if r1_apart else args.r1)
 
     def r1_step(part):
         real = x[part].detach().requires_grad_(True)
@@ -232,8 +232,7 @@ def main(args):
                 job.ada.add(real=logits)
             return args.r1_every * args.r1 * job.sums.add(R_1=losses.r1(logits, real))
 
-    lazy = {'R_1': args.r1 and not every[0], 'R_pl': args.pl and not every[1]}
-    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(lazy['R_pl']), *[(D, r1_step)] * bool(lazy['R_1'])]
+    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(pl_apart), *[(D, r1_step)] * bool(r1_apart)]
     parts = loop.parts(n, job.fitting(n, phases))
     group = stylegan2.group_size(parts[0].stop, args.group)
     if args.group and group < args.group:
@@ -246,7 +245,7 @@ def main(args):
             mining = False
         latent(loop.rng(args.seed, 'G', step))
         G.update(g_step, parts)
-        if lazy['R_pl'] and (step - 1) % args.pl_every == 0:
+        if pl_apart and (step - 1) % args.pl_every == 0:
             latent(loop.rng(args.seed, 'pl', step))
             G.update(pl_step, parts)
         if args.pl and (step - 1) % args.pl_every == 0:
@@ -261,7 +260,7 @@ def main(args):
             latent(rng)
             D.update(d_step, parts)
             job.anchor()
-        if lazy['R_1'] and (step - 1) % args.r1_every == 0:
+        if r1_apart and (step - 1) % args.r1_every == 0:
             D.update(r1_step, parts)
         job.E.track(G, decay(args, step))
         job.adapt()
