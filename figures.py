@@ -419,15 +419,15 @@ def table4(rows, score, extra):
 
 FIGURES = {'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig7': fig7, 'fig8': fig8, 'controls': controls, 'leak': leak,
            'mask-quality': mask_quality, 'ada-sizes': ada_sizes, 'table4': table4,
-           'diffaug': diffaug}                                 # of other experiments: table
+           'fewshot': table4, 'transfer': table4, 'diffaug': diffaug}       # of other experiments: table
 
 
 # ---- over training, and samples
 
 def curves(runs):
-    """[(name, figure, caption)]: the score, D's accuracies on training, held-out and generated images, and ADA's p."""
+    """[(name, figure, caption)]: scores, D's accuracies on training, held-out and generated images, and ADA's p."""
     out, runs = [], [r for r in runs if r['log']]
-    for key, name in (('all', 'score'), ('is', 'is')):
+    for key, title in (('all', None), ('is', 'Inception Score'), ('copy', 'share of copies')):
         scored = [r for r in runs if sum(key in s for s in r['scores']) > 1]
         if not scored:
             continue
@@ -437,7 +437,7 @@ def curves(runs):
                 steps, values, spread = zip(*((s['step'], s[key], s[f'{key}_std']) for s in r['scores'] if key in s))
                 ax.errorbar(steps, values, spread, label=r['label'], marker=MARKERS[i % 7], markersize=4, capsize=3,
                             **style(i))
-        score = scored[0]['scores'][0]['score'] if key == 'all' else 'Inception Score'
+        score, name = title or scored[0]['scores'][0]['score'], {'all': 'score'}.get(key, key)
         values = [s[key] for r in scored for s in r['scores'] if key in s]
         ax.set(xlabel='G updates', ylabel=score, yscale='log' if max(values) > 10 * min(values) > 0 else 'linear')
         ax.grid(alpha=.25)

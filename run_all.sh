@@ -16,7 +16,7 @@ PY=${PYTHON:-python3}
 if ! "$PY" -c "$needs" 2>/dev/null && [ "${1:-}" != --dry-run -o -x .venv/bin/python ]; then
     PY=.venv/bin/python
     if ! "$PY" -c "$needs" 2>/dev/null; then
-        echo "making .venv and installing requirements.txt (a few minutes)"
+        echo "making .venv and installing requirements.txt (a few minutes)" >&2
         "${PYTHON:-python3}" -m venv .venv
         "$PY" -m pip install -q -r requirements.txt
     fi
