@@ -102,15 +102,14 @@ def random_layers(masks, rng):
 
 def slim(net, masks, norms, keep):
     """New masks without the channels of smallest |gamma| of all batch norms together, with as near to `keep` weights as
-    whole channels come: network slimming (Liu et al. 2017).
+    whole channels come: network slimming (Liu et al. 2017). Every norm keeps its largest.
 
     norms: {scale: (convolution in front of the norm, or None where others use its output too; convolution behind it)},
-    by parameter name, convolutions [out, in, ...]. A channel takes the filter in front and the slice behind along.
-    Raises ValueError with the name of a tensor that would become empty."""
+    by parameter name, convolutions [out, in, ...]. A channel takes the filter in front and the slice behind along."""
     weights, new = tensors(net), {name: m.clone() for name, m in masks.items()}
-    scales = sorted((abs(g), name, c) for name in norms for c, g in enumerate(weights[name].tolist()))
+    scales = {name: sorted((abs(g), name, c) for c, g in enumerate(weights[name].tolist())) for name in norms}
     left = alive(new)
-    for _, name, c in scales:
+    for _, name, c in sorted(scale for of in scales.values() for scale in of[:-1]):
         front, behind = norms[name]
         parts = [new[behind][:, c]] + ([new[front][c]] if front else [])
         fewer = left - sum(int(p.sum()) for p in parts)
@@ -119,7 +118,7 @@ def slim(net, masks, norms, keep):
         for part in parts:
             part.fill_(False)
         left = fewer
-    return nonempty(new)
+    return new
 
 
 def apply_(net, masks):
