@@ -394,6 +394,10 @@ images.main([sys.argv[1], '--res', '16', '--out', sys.argv[2], '--workers', '2']
 """
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_killed_conversion_continues_to_the_same_bytes(tmp_path, monkeypatch, capsys):
     source = tmp_path / 'photos'
     for i in range(150):
@@ -422,7 +426,7 @@ def test_a_killed_conversion_continues_to_the_same_bytes(tmp_path, monkeypatch, 
                 f.write(b'torn' * 99)
     with monkeypatch.context() as m:                             # killed once more, between the last row and set.json
         m.setattr(images, 'write_json', lambda path, x, write=images.write_json: (
-            write(path, x) if 'part' in str(path) else exec('raise KeyboardInterrupt')))
+            write(path, x) if 'part' in str(path) else interrupt()))
         with pytest.raises(KeyboardInterrupt):
             images.convert(str(source), res=16, out=str(out))
     assert (out / 'train.npy').exists() and not (out / 'set.json').exists()
@@ -448,7 +452,7 @@ def test_a_finished_conversion_stays_and_a_changed_one_starts_over(tmp_path, mon
         run(strict=True)                                         # stops in the second chunk, and is no set any more
     assert images.read_json(out / 'train.part.json')['files'] == 4 and not (out / 'set.json').exists()
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(images, 'decode', lambda *a: exec('raise KeyboardInterrupt'))
+        m.setattr(images, 'decode', interrupt)
         run(crop='pad')
     assert images.read_json(out / 'train.part.json')['files'] == 0                 # no record of rows that are gone
     noise(source / '55.png', kind='PNG')
