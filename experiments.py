@@ -26,12 +26,9 @@ WAYS = {                                                       # ways to train: 
     **{f'ada-{p}': f'--aug ada --ada-p {p}' for p in ('0.5', '0.8', '0.95', '1.0')},
     **{f'step-{s}': f'{ADV} --adv-step {s}' for s in ('0.001', '0.05', '0.1')},
     **{f'pgd-{k}': f'{ADV} --adv-pgd {k}' for k in (3, 5, 7)},
-    **{f'cut-{n}{k}': f'{ADV} --adv-cut-{n} {k}' for n, last in (('g', 4), ('d', 5)) for k in range(1, last + 1)},
+    **{f'cut-{n}{k}': f'{ADV} --adv-cut-{n} {k}' for n, cuts in (('g', (2, 3, 4)), ('d', (1, 2, 3, 4))) for k in cuts},
     **{f'lambda-{x}': f'{ADV} --adv-lambda-g {x} --adv-lambda-d {x}' for x in ('0.25', '0.5', '2')},
-    **{f'margin-{c}': f'--margin {c}' for c in ('1.045', '1.09')},
-    'transfer': '--init-from ffhq.pt', 'transfer-advaug': f'--init-from ffhq.pt {ADV}',
-    **{mode: f'--init-from ffhq.pt --transfer {mode}' for mode in ('finetune', 'freezed', 'scaleshift', 'minegan')}}
-USUAL = 'cut-g1', 'cut-d5'                                    # where AdvAug is anyway
+    **{f'margin-{c}': f'--margin {c}' for c in ('1.045', '1.09')}}             # cuts: without g1 and d5, AdvAug's own
 LONGER = 'diffaug', 'diffaug-advaug'                           # paper: twice the updates
 SHOTS = [f'100-shot-{x}' for x in ('obama', 'grumpy_cat', 'panda')] + [f'AnimalFace-{x}' for x in ('cat', 'dog')]
 FIND = re.compile(r'(find_ticket .*)--rounds (\d+)(.*)')
@@ -253,7 +250,7 @@ def fig8(family):
     """SNGAN: strength and place of AdvAug, on a ticket."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.find(3)
-    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda')) and way not in USUAL]
+    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda'))]
     for way in ('plain', 'advaug', *grid, 'noise', 'released', 'advaug-g', margin(f)):
         yield from f.train(3, way)
 
