@@ -17,7 +17,7 @@ The released code climbs D's logit everywhere, which helps G and D's reals; here
 import torch
 
 
-def add_flags(parser):
+def add_flags(parser, experiments=None):
     """AdvAug's flags; returns the parser."""
     a = parser.add_argument
     a('--advaug', choices=['none', 'g', 'd', 'gd'], default='none',

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 
-def add_flags(parser):
+def add_flags(parser, experiments=None):
     """The flags of image augmentation; returns the parser."""
     a = parser.add_argument
     a('--aug', choices=['none', 'diffaug', 'ada'], default='none', help='augmentation of every image that D sees')

@@ -1,5 +1,4 @@
-"""Find a lottery ticket in a GAN with little data: Algorithm 1, iterative magnitude pruning, and what it is compared
-with.
+"""Find a lottery ticket in a GAN with little data: Algorithm 1, iterative magnitude pruning with rewinding.
 
 Use:
     python find_ticket.py sngan --data cifar10 --frac 0.1 --rounds 5            # ticket.pt at 1 - 0.8^5 = 67.23 %
@@ -8,25 +7,30 @@ Use:
     python find_ticket.py sngan --data cifar10 --frac 0.1 --method oneshot --ticket oneshot.pt
 Every flag of train_sngan.py passes through.  The same command resumes, in the middle of a round too.
 
-    m_g, m_d <- 1
-    repeat  train {G(., theta_0 * m_g), D(., phi_0 * m_d)} on the limited data                            (--method imp)
-            m <- m without the rho = 20 % smallest of the surviving trained weights, for G and for D
-            theta <- theta_0, phi <- phi_0
+Algorithm 1, as the paper numbers its lines (--method imp; see `iterative_pruning`):
+     1  m_g <- 1,  m_d <- 1;  theta_0, phi_0
+     3  repeat
+     4      train {G(., theta_0 * m_g), D(., phi_0 * m_d)} on the limited data
+     5      prune rho = 20 % of the remaining weights of G and of D: the smallest trained ones
+     6      update m_g and m_d
+     7      rewind the weights of G and D to theta_0 and phi_0
+     8  until the masks are as sparse as --rounds says:  1 - (1 - rho)^rounds
+     2  return {G(., theta_0 * m_g), D(., phi_0 * m_d)}
 
 The other methods prune the dense networks once, to exactly the number of weights that k of these rounds leave, and
-rewind; all but the last two make the tickets of k = 1 ... --rounds:
+rewind.  All but the last two make the tickets of k = 1 ... --rounds:
     oneshot        the smallest weights of one training go
     random         weights drawn at random go, without training
     init           the smallest of theta_0 and phi_0 go, without training
     slimming       whole channels of G go, those of the smallest batch-norm scales of one training with --slim
     random-layers  the mask of --like TICKET is shuffled within each tensor, without training
-    early-bird     as oneshot, but training stops as soon as its mask has settled
+    early-bird     as oneshot, but the training stops as soon as its mask has settled
 
-Writes ticket0.pt (dense) ... ticketN.pt and the runs round0 ... into --out.  A ticket is complete by itself: {model,
-args, method, round, sparsity, data, rewind, init: {G, D} full state dicts, mask: {G, D} of {parameter name: bool
-tensor}}.
+--out gets ticket0.pt (dense) ... ticketN.pt and the runs round0 ...  A ticket is complete by itself: {model, args,
+method, round, sparsity, data, rewind, init: {G, D} full state dicts, mask: {G, D} of {parameter name: bool tensor}}.
 """
 import argparse
+import functools
 import glob
 import importlib
 import json
@@ -36,63 +40,75 @@ import shutil
 
 import torch
 
-import gan
 import loop
 import prune
+import trainer
+
+OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'eb_every', 'eb_threshold')
+INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}            # random-layers: from --like
+EARLY_BIRD_MASKS = 5                                                               # masks that must be alike
 
 
 def get_args(argv=None):
-    """The flags of ticket finding; the rest is parsed by the training script. Exits 2 on what contradicts itself."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    models = sorted(os.path.basename(f)[6:-3] for f in glob.glob(f'{here}/train_*.py'))
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    a = p.add_argument
-    a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
-    a('--method', choices=METHODS, default='imp', help='what to prune: see above')
-    a('--rounds', type=int, help='train and prune so often; other methods than imp: as sparse as that (default: 5)')
-    a('--rho', type=float, help='share of the surviving weights that a round prunes (default: 0.2)')
-    a('--prune', choices=['g', 'd', 'gd'], help='which networks (default and paper: gd, its released code: g)')
-    a('--prunable', choices=['conv', 'all'], help='which weights: of convolutions, or of every layer (default: conv)')
-    a('--rank', choices=['effective', 'raw'], default='effective',
-      help="magnitude of weights as they act, or as stored: StyleGAN2's equalised learning rate scales them")
-    a('--rewind', type=int, default=0, help='rewind to the weights after this many steps of round 0 instead of theta_0')
-    a('--like', metavar='TICKET', help='random-layers: the ticket whose number of weights each tensor keeps')
-    a('--eb-every', type=int, metavar='STEPS', help='early-bird: look at the mask so often (default: 2 %% of --steps)')
-    a('--eb-threshold', type=float, metavar='SHARE',
-      help='early-bird: settled when the last 5 masks differ in less than this share of the weights (default: 0.1)')
-    a('--ticket', default='ticket.pt', help='where the last ticket is copied to')
-    a('--out', help='directory of the tickets and rounds (default: runs/find-MODEL-DATA-FRAC-HASH)')
-    args, train = p.parse_known_args(argv)
-    check(args)
+    """The flags of ticket finding; the training script parses the others.  Exits 2 on contradictions."""
+    args, train_words = own_parser().parse_known_args(argv)
+    check_own_flags(args)
+
+    # The training script's flags: without augmentation, as the paper's footnote 1 says, unless it is asked for.
+    words = list(train_words)
+    if not any(word.split('=')[0] == '--aug' for word in train_words):
+        words = ['--aug', 'none', *words]
+    if args.method == 'slimming':
+        words = ['--slim', str(trainer.SLIM), *words]
     args.recipe = importlib.import_module(f'train_{args.model}')
-    slim = ['--slim', str(gan.SLIM)] if args.method == 'slimming' else []
-    asked = any(word.split('=')[0] == '--aug' for word in train)
-    plain = [] if asked else ['--aug', 'none']                 # the paper's footnote 1
-    args.flags = args.recipe.get_args([*slim, *plain, *train])          # exits 2 on a wrong flag
-    if args.flags.mask:
-        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
-    if getattr(args.flags, 'transfer', None) == 'minegan':
-        loop.refuse('--transfer minegan: the miner is no part of a ticket')
-    if not 0 <= args.rewind < args.flags.steps:
-        loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+    args.flags = args.recipe.get_args(words)                   # exits 2 on a wrong flag
+    check_training(args)
+
     if args.method == 'early-bird':
         args.eb_every = args.eb_every or -(-args.flags.steps // 50)
         args.eb_threshold = args.eb_threshold or .1
-    like = adopt(args) if args.like else None
+    like_hash = adopt_rounds(args) if args.like else None
+
+    # What must be the same when the finding is resumed, and names its directory.
     data = os.path.basename(args.flags.data.rstrip('/'))
-    own = {k: getattr(args, k) for k in ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'eb_every',
-                                         'eb_threshold')}
-    passed = {k: v for k, v in vars(args.flags).items() if k not in loop.FREE or k == 'steps'}
-    args.identity = {**own, **passed, 'data': data, 'like_hash': like,
+    args.identity = {**{name: getattr(args, name) for name in OWN_FLAGS},
+                     **loop.identity(args.flags), 'steps': args.flags.steps, 'data': data, 'like_hash': like_hash,
                      'rounds': args.rounds if args.method == 'early-bird' else None}
     args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{loop.digest(args.identity)[:8]}'
     return args
 
 
-def check(args):
-    """Set the defaults of what random-layers takes from --like; refuse flags out of range and of another method."""
-    for name, default in (('rounds', 5), ('rho', .2), ('prune', 'gd'), ('prunable', 'conv')):
+def own_parser():
+    """The parser of the flags that train_MODEL.py does not have."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    models = sorted(os.path.basename(f)[6:-3] for f in glob.glob(f'{here}/train_*.py'))
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=trainer.HelpFormatter,
+                                usage='%(prog)s MODEL --data NAME|FOLDER|ZIP [flags]',
+                                epilog='Beside these: every flag of train_MODEL.py, see its --help.')
+    a = p.add_argument
+    a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
+    a = p.add_argument_group('ticket').add_argument
+    a('--rounds', type=int, help='train and prune so often; other methods than imp: as sparse as that (default: 5)')
+    a('--rho', type=float, help='share of the surviving weights that a round prunes (default: 0.2)')
+    a('--ticket', default='ticket.pt', help='where the last ticket is copied to')
+    a('--out', help='directory of the tickets and rounds (default: runs/find-MODEL-DATA-FRAC-HASH)')
+    a = p.add_argument_group('for experiments').add_argument
+    a('--method', choices=['imp', *METHODS], default='imp', help='what to prune: see above')
+    a('--prune', choices=['g', 'd', 'gd'], help='which networks (default and paper: gd, its released code: g)')
+    a('--prunable', choices=['conv', 'all'], help='which weights: of convolutions, or of every layer (default: conv)')
+    a('--rank', choices=['effective', 'raw'], default='effective',
+      help="magnitude of weights as they act, or as stored: StyleGAN2's equalised learning rate scales them")
+    a('--rewind', type=int, default=0, help='rewind to the weights after this many steps of round 0, not to theta_0')
+    a('--like', metavar='TICKET', help='random-layers: the ticket whose number of weights each tensor keeps')
+    a('--eb-every', type=int, metavar='STEPS', help='early-bird: look at the mask so often (default: 2 %% of --steps)')
+    a('--eb-threshold', type=float, metavar='SHARE',
+      help='early-bird: settled when the last 5 masks differ in less than this share of the weights (default: 0.1)')
+    return p
+
+
+def check_own_flags(args):
+    """Complete the flags that random-layers takes from --like; refuse flags out of range and of another method."""
+    for name, default in INHERITED.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
         elif args.method == 'random-layers':
@@ -101,6 +117,7 @@ def check(args):
         loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
     if not 0 < args.rho < 1:
         loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
+
     for name, method in (('like', 'random-layers'), ('eb_every', 'early-bird'), ('eb_threshold', 'early-bird')):
         if getattr(args, name) is not None and args.method != method:
             loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
@@ -113,128 +130,218 @@ def check(args):
         loop.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: give --like TICKET')
 
 
-def adopt(args):
-    """Take the round of the --like ticket; returns its masks' hash. Exits 2 where it does not fit."""
+def check_training(args):
+    """Refuse flags of the training script that do not go with finding a ticket."""
+    if args.flags.mask:
+        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
+    if getattr(args.flags, 'transfer', None) == 'minegan':
+        loop.refuse('--transfer minegan: the miner is no part of a ticket')
+    if not 0 <= args.rewind < args.flags.steps:
+        loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+
+
+def adopt_rounds(args):
+    """Take the round of the --like ticket; returns the hash of its masks.  Exits 2 where it does not fit."""
     like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
     if like['model'] != args.model or not like['round']:
         loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: give a pruned {args.model}'s")
-    for name, net in zip('GD', gan.blank(args.recipe.build, args.flags)):
-        if sentence := prune.mismatch(net, like['init'][name], like['mask'][name]):
+    for name, net in zip('GD', trainer.without_weights(args.recipe.build, args.flags)):
+        sentence = prune.mismatch(net, like['init'][name], like['mask'][name])
+        if sentence:
             loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
     args.rounds = like['round']
     return loop.digest(like['mask'])
 
 
-def path(args, k):
-    return f'{args.out}/ticket{k}.pt'
+# ---- Algorithm 1
 
-
-def say(line):
-    if loop.world()[0] == 0:
-        print(line, flush=True)
+def iterative_pruning(args):
+    """Algorithm 1; its output (line 2) is the last ticket file."""
+    for k in missing(args):                                                        # line 3: repeat
+        masks = loop.load(ticket_path(args, k - 1))['mask']                        # line 1: m <- 1 in ticket 0
+        trained = train(args, ticket_path(args, k - 1), f'round{k - 1}')           # line 4: train
+        masks = pruned(args, masks, smallest(args, trained))                       # lines 5 and 6: prune, update m
+        rewind_and_save(args, k, masks)                                            # line 7: rewind
+                                                                                   # line 8: until --rounds is reached
 
 
 def missing(args):
     """The rounds whose tickets are still to be made: 1 to --rounds, or --rounds alone."""
-    start = args.rounds if args.method in ('random-layers', 'early-bird') else 1
-    return [k for k in range(start, args.rounds + 1) if not os.path.exists(path(args, k))]
+    first = args.rounds if args.method in ('random-layers', 'early-bird') else 1
+    return [k for k in range(first, args.rounds + 1) if not os.path.exists(ticket_path(args, k))]
+
+
+def ticket_path(args, k):
+    """The file of the ticket of round k."""
+    return f'{args.out}/ticket{k}.pt'
 
 
 def train(args, ticket, name, **other):
-    """Line 4: one training from a ticket, which holds the weights to start from; returns the trained {G, D}."""
+    """Line 4: one training in --out/NAME, from a ticket that holds the weights to start from.
+
+    other: flags that differ.  Returns the trained networks {G, D}."""
     own = {'mask': ticket, 'init_from': None, 'out': f'{args.out}/{name}', 'restart': False}
-    return dict(zip('GD', args.recipe.main(argparse.Namespace(**{**vars(args.flags), **own, **other}))))
+    flags = argparse.Namespace(**{**vars(args.flags), **own, **other})
+    G, D = args.recipe.main(flags)
+    return {'G': G, 'D': D}
+
+
+def smallest(args, nets):
+    """The rule of line 5: the smallest of the surviving weights of `nets` {G, D} go."""
+    def rule(name, masks, keep):
+        return prune.magnitude(nets[name], masks, keep=keep, gains=args.gains[name])
+    return rule
 
 
 def pruned(args, masks, rule, rounds=1):
-    """Line 5: rule(name, masks, number of weights that so many rounds leave) -> new masks, of G and of D.
+    """New masks of G and of D, each with the number of weights that so many rounds leave.
 
-    Exits 2 where a tensor would become empty."""
-    try:
-        return {name: rule(name, m, prune.alive_after(prune.alive(m), args.rho, rounds)) if m else {}
-                for name, m in masks.items()}
-    except ValueError as e:
-        loop.refuse(f'--rounds {args.rounds} --rho {args.rho}: {e}')
+    rule(name, masks of the network, number of weights to keep) -> new masks.  Exits 2 where a tensor would be empty."""
+    new = {}
+    for name, old in masks.items():
+        keep = prune.alive_after(prune.alive(old), args.rho, rounds)
+        try:
+            new[name] = rule(name, old, keep) if old else {}
+        except ValueError as e:
+            loop.refuse(f'--rounds {args.rounds} --rho {args.rho}: {e}')
+    return new
 
+
+def rewind_and_save(args, k, masks):
+    """Line 7: ticket k holds theta_0 and phi_0 again, under the new masks.  Says how sparse it is."""
+    theta_0 = loop.load(ticket_path(args, 0))['init']
+    save_ticket(ticket_path(args, k), args, k, theta_0, masks)
+    for name, mask in masks.items():
+        if mask:
+            say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
+                f'{prune.alive(mask):,} weights left, {prune.channels(mask):.2%} of the channels gone')
+            say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
+    torch.cuda.empty_cache()
+
+
+# ---- what iterative pruning is compared with: each yields rounds k and their masks {G, D}
 
 def at_once(args, rule):
-    """Yield k and the dense masks pruned to what k rounds leave."""
-    dense = loop.load(path(args, 0))['mask']
+    """Yield k and the dense masks, pruned to what k rounds leave."""
+    dense = loop.load(ticket_path(args, 0))['mask']
     for k in missing(args):
         yield k, pruned(args, dense, rule, k)
 
 
-def smallest(args, nets):
-    """The rule that prunes the smallest of these weights."""
-    return lambda name, masks, keep: prune.magnitude(nets[name], masks, keep=keep, gains=args.gains[name])
-
-
-def stream(args, name):
-    """The generator of a network's random masks: the same numbers on every rank and machine."""
-    return loop.rng(args.flags.seed, f'mask {name}')
-
-
-# ---- the methods: each yields rounds k and their masks {G, D}, and main saves ticket k before it asks for the next
-
-def imp(args):
-    for k in missing(args):
-        masks = loop.load(path(args, k - 1))['mask']
-        yield k, pruned(args, masks, smallest(args, train(args, path(args, k - 1), f'round{k - 1}')))
-
-
 def oneshot(args):
-    return at_once(args, smallest(args, train(args, path(args, 0), 'round0')))
+    return at_once(args, smallest(args, train(args, ticket_path(args, 0), 'round0')))
 
 
 def random(args):
-    return at_once(args, lambda name, masks, keep: prune.random(masks, keep, stream(args, name)))
+    def rule(name, masks, keep):
+        return prune.random(masks, keep, mask_stream(args, name))
+    return at_once(args, rule)
 
 
 def init(args):
-    return at_once(args, smallest(args, loop.load(path(args, 0))['init']))
+    return at_once(args, smallest(args, loop.load(ticket_path(args, 0))['init']))
 
 
 def slimming(args):
-    G = train(args, path(args, 0), 'round0')['G']
-    return at_once(args, lambda name, masks, keep: prune.slim(G, masks, G.slimmable(), keep))
+    G = train(args, ticket_path(args, 0), 'round0')['G']
+
+    def rule(name, masks, keep):
+        return prune.slim(G, masks, G.slimmable(), keep)
+    return at_once(args, rule)
 
 
 def random_layers(args):
     like = loop.load(args.like)['mask']
-    yield args.rounds, {name: prune.random_layers(m, stream(args, name)) for name, m in like.items()}
+    yield args.rounds, {name: prune.random_layers(mask, mask_stream(args, name)) for name, mask in like.items()}
 
 
 def early_bird(args):
     """Train in stretches until the last five masks of each network are alike (You et al. 2020, who prune channels)."""
-    file, steps, dense = f'{args.out}/masks.pt', args.flags.steps, loop.load(path(args, 0))['mask']
+    file, steps = f'{args.out}/masks.pt', args.flags.steps
+    dense = loop.load(ticket_path(args, 0))['mask']
     saved = loop.load(file) if os.path.exists(file) else {'step': 0, 'last': []}
     while True:
         step, last = saved['step'], saved['last']
         drift = max(prune.drift([masks[name] for masks in last]) for name in 'GD')
-        if step == steps or drift < args.eb_threshold:
+        settled = drift < args.eb_threshold
+        if step == steps or settled:
             break
+
         step = min(step + args.eb_every, steps)
-        rule = smallest(args, train(args, path(args, 0), 'round0', steps=step, metrics='none'))
-        saved = {'step': step, 'last': [*last[-4:], pruned(args, dense, rule, args.rounds)]}
-        del rule                                               # and the networks, before the next ones are made
+        trained = train(args, ticket_path(args, 0), 'round0', steps=step, metrics='none')
+        masks = pruned(args, dense, smallest(args, trained), args.rounds)
+        saved = {'step': step, 'last': [*last[1 - EARLY_BIRD_MASKS:], masks]}
+        del trained                                            # before the next networks are made
         if loop.world()[0] == 0:
-            loop.write(file, lambda tmp: torch.save(saved, tmp))
+            loop.write(file, functools.partial(torch.save, saved))
         loop.barrier()
+
     say(f'early-bird: step {step} of {steps}, {1 - step / steps:.1%} of a training saved; the last masks differ in '
-        f'{drift:.2%} of the weights' + ('' if drift < args.eb_threshold else ', they have not settled'))
+        f'{drift:.2%} of the weights' + ('' if settled else ', they have not settled'))
     yield args.rounds, last[-1]
 
 
-METHODS = {'imp': imp, 'oneshot': oneshot, 'random': random, 'init': init, 'slimming': slimming,
+def mask_stream(args, name):
+    """The generator of a network's random masks: the same numbers on every rank and machine."""
+    return loop.rng(args.flags.seed, f'mask {name}')
+
+
+METHODS = {'oneshot': oneshot, 'random': random, 'init': init, 'slimming': slimming,
            'random-layers': random_layers, 'early-bird': early_bird}
 
 
-def save(file, args, k, init, masks):
+# ---- files
+
+def begin(args):
+    """Make the directory and ticket0.pt, or go on with a finding of the same settings (others exit 2)."""
+    rank, _ = loop.world()
+    if args.flags.restart and rank == 0:
+        clear_finding(args.out)
+    loop.barrier()
+    G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)
+    nets = {'G': G, 'D': D}
+    args.identity |= hashes
+    args.gains = {'G': {}, 'D': {}}                            # factors of the weights, where the network scales them
+    if args.rank == 'effective' and hasattr(args.recipe, 'gains'):
+        args.gains = {name: args.recipe.gains(net) for name, net in nets.items()}
+
+    # Something was trained: compare.  Nothing was: a ticket0.pt of other settings may go.
+    found = os.listdir(args.out) if os.path.isdir(args.out) else []
+    pruned_before = any(re.fullmatch(r'ticket[1-9]\d*\.pt', name) for name in found)
+    if pruned_before or os.path.exists(f'{args.out}/round0/last.pt'):
+        loop.compare(args.out, args.identity)
+    elif rank == 0 and 'ticket0.pt' in found:
+        os.remove(ticket_path(args, 0))
+    loop.barrier()
+
+    if rank == 0:
+        os.makedirs(args.out, exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
+        loop.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
+    if not os.path.exists(ticket_path(args, 0)):
+        save_dense_ticket(args, nets)
+
+
+def save_dense_ticket(args, nets):
+    """Line 1: ticket0.pt, dense masks and what every round rewinds to: theta_0 and phi_0, or weights of --rewind."""
+    masks = {}
+    for name, net in nets.items():
+        masks[name] = prune.ones(net, args.prunable) if name.lower() in args.prune else {}
+    weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
+    if args.rewind:
+        early = f'{args.out}/early.pt'
+        save_ticket(early, args, 0, weights, masks)
+        nets = train(args, early, 'early', steps=args.rewind, metrics='none')
+        weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
+    save_ticket(ticket_path(args, 0), args, 0, weights, masks)
+
+
+def save_ticket(file, args, k, weights, masks):
     """Write a ticket on rank 0; all ranks wait for it, and must hold the same masks."""
-    assert loop.same(loop.digest(masks)), 'the ranks pruned different weights'
+    assert loop.equal_on_ranks(loop.digest(masks)), 'the ranks pruned different weights'
     ticket = {'model': args.model, 'args': vars(args.flags), 'method': args.method, 'round': k, 'rewind': args.rewind,
-              'data': found_on(args, k), 'init': init, 'mask': masks,
-              'sparsity': {name: prune.sparsity(m) for name, m in masks.items()}}
+              'data': found_on(args, k), 'init': weights, 'mask': masks,
+              'sparsity': {name: prune.sparsity(mask) for name, mask in masks.items()}}
     if loop.world()[0] == 0:
         loop.write(file, lambda tmp: torch.save(ticket, tmp))
     loop.barrier()
@@ -243,72 +350,43 @@ def save(file, args, k, init, masks):
 def found_on(args, k):
     """The fingerprint of the images that ticket k was found on, None where nothing was trained."""
     for name in (f'round{k - 1}', 'round0', 'early'):
-        if os.path.exists(f'{args.out}/{name}/subset.json'):
-            with open(f'{args.out}/{name}/subset.json') as f:
+        file = f'{args.out}/{name}/subset.json'
+        if os.path.exists(file):
+            with open(file) as f:
                 return json.load(f)['fingerprint']
+    return None
 
 
-def first(args, nets):
-    """ticket0.pt: dense masks and what every round rewinds to, theta_0 and phi_0 or the weights of --rewind."""
-    masks = {name: prune.ones(net, args.prunable) if name.lower() in args.prune else {} for name, net in nets.items()}
-    init = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
-    if args.rewind:
-        early = f'{args.out}/early.pt'
-        save(early, args, 0, init, masks)
-        nets = train(args, early, 'early', steps=args.rewind, metrics='none')
-        init = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
-    save(path(args, 0), args, 0, init, masks)
-
-
-def clear(out):
+def clear_finding(out):
     """Remove the tickets and rounds of an earlier finding, and nothing else that lies there."""
-    names = os.listdir(out) if os.path.exists(f'{out}/args.json') else []
-    for name in names:
+    if not os.path.exists(f'{out}/args.json'):
+        return
+    for name in os.listdir(out):
         if re.fullmatch(r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json', name):
             os.remove(f'{out}/{name}')
         elif re.fullmatch(r'round\d+|early', name):
             shutil.rmtree(f'{out}/{name}')
 
 
-def begin(args):
-    """The directory and ticket0.pt, new or of a finding with the same settings (others exit 2)."""
-    rank, _ = loop.world()
-    if args.flags.restart and rank == 0:
-        clear(args.out)
-    loop.barrier()
-    G, D, _, facts = gan.start(args.flags, args.recipe.build)
-    nets = {'G': G, 'D': D}
-    args.identity |= facts
-    gains = getattr(args.recipe, 'gains', None) if args.rank == 'effective' else None
-    args.gains = {name: gains(net) if gains else {} for name, net in nets.items()}
-    found = os.listdir(args.out) if os.path.isdir(args.out) else []
-    if any(re.fullmatch(r'ticket[1-9]\d*\.pt', n) for n in found) or os.path.exists(f'{args.out}/round0/last.pt'):
-        loop.compare(args.out, args.identity)
-    elif rank == 0 and 'ticket0.pt' in found:
-        os.remove(path(args, 0))                               # nothing was trained from it
-    loop.barrier()
-    if rank == 0:
-        os.makedirs(args.out, exist_ok=True)
-        os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
-        loop.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
-    if not os.path.exists(path(args, 0)):
-        first(args, nets)
+def say(line):
+    """Print on rank 0."""
+    if loop.world()[0] == 0:
+        print(line, flush=True)
 
 
 def main(args):
-    """Lines 3 to 8; returns the last ticket's path."""
+    """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
         return args.recipe.main(args.flags)
     loop.launch(args.flags)
     begin(args)
-    for k, masks in METHODS[args.method](args) if missing(args) else ():
-        save(path(args, k), args, k, loop.load(path(args, 0))['init'], masks)
-        for name, m in ((name, m) for name, m in masks.items() if m):
-            say(f'round {k} of {args.rounds}: {name} {prune.sparsity(m):.2%} pruned, {prune.alive(m):,} weights left, '
-                f'{prune.channels(m):.2%} of the channels gone')
-            say('\n'.join(f'{name}  {line}' for line in prune.table(m)))
-        torch.cuda.empty_cache()
-    last = path(args, args.rounds)
+    if args.method == 'imp':
+        iterative_pruning(args)
+    elif missing(args):
+        for k, masks in METHODS[args.method](args):
+            rewind_and_save(args, k, masks)
+
+    last = ticket_path(args, args.rounds)
     if loop.world()[0] == 0:
         loop.write(args.ticket, lambda tmp: shutil.copyfile(last, tmp))
     say(f'{args.ticket}: ticket of round {args.rounds}, {last}')

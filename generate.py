@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import flat
 import loop
 import metrics
 from data import images
@@ -198,7 +199,7 @@ def sample(net, seeds, y=None, device=None, batch=64, psi=1., cutoff=None):
     if (psi, cutoff) != (1, None) and not styled(net):
         raise ValueError(f'psi {psi}, cutoff {cutoff}: only a StyleGAN2 has truncation')
     x, y = [], y if y is None else given(net, y, len(seeds))
-    for rows in loop.parts(len(seeds), 1 if getattr(net, 'noise', '') == 'random' else batch):
+    for rows in flat.micro_batches(len(seeds), 1 if getattr(net, 'noise', '') == 'random' else batch):
         own = y if y is None else y[rows]
         with loop.seeded(int(seeds[rows][0])):                 # for the noise
             x.append(render(net, points(net, seeds[rows], own, psi, cutoff), own, batch))
@@ -243,7 +244,7 @@ def each(args, net, classes):
     folders = {c: os.path.join(args.each, f'{c:04d}-{name}'.replace(os.sep, '_')) for c, name in classes.items()}
     for folder in folders.values() or [args.each]:
         os.makedirs(folder, exist_ok=True)
-    for rows in loop.parts(len(seeds), 64):
+    for rows in flat.micro_batches(len(seeds), 64):
         own = y and y[rows]
         x = sample(net, seeds[rows], own, **args.truncation)
         for seed, c, image in zip(seeds[rows], own or [None] * len(x), x):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import augment
-import gan
+import trainer
 import generate
 import loop
 from data import images
@@ -82,10 +82,10 @@ def shares(C, x):
 def main(args):
     """Train C, measure held-out images and every run, write leak.json; returns its rows."""
     flags = argparse.Namespace(**args.runs[0]['flags'])
-    data = gan.load(flags)
+    data = trainer.load_data(flags)
     C = train(data.images, args.steps)
     real = data.holdout if data.holdout is not None else data.images
-    real = real[torch.from_numpy(gan.some(len(real), args.samples))]
+    real = real[torch.from_numpy(trainer.fixed_rows(len(real), args.samples))]
     which = 'held-out images' if data.holdout is not None else 'training images'
     mixed = turned(real, torch.arange(len(real)) % 8)
     rows = [{'label': which, **shares(C, real)},

@@ -64,7 +64,7 @@ def r1(logits, x):
 LECAM = {'hinge': .3, 'logistic': 3e-7}                        # published weights: BigGAN; StyleGAN2 at 256 px
 
 
-def add_flags(parser):
+def add_flags(parser, experiments=None):
     """The flags of the losses; returns the parser."""
     a = parser.add_argument
     a('--loss', choices=LOSSES, default='hinge', help='f_D and f_G')

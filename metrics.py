@@ -720,7 +720,7 @@ def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64, **settings)
     return scores(gen, refs, metrics, extractor, **settings)
 
 
-def add_flags(parser):
+def add_flags(parser, experiments=None):
     """The flags that from_args understands; returns the parser."""
     a = parser.add_argument
     a('--metrics', default='auto', help=f'auto (fid, with Inception also is), none, or from {",".join(METRICS)}')

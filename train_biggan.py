@@ -18,8 +18,10 @@ import os
 
 import torch
 
+import flat
 import gan
 import loop
+import trainer
 from data import images
 from models import biggan
 
@@ -37,40 +39,53 @@ PRESETS = {                                                   # flag defaults, c
              'ada_kimg': 3, 'lecam_start': 100},
 }
 PROTOCOL = {'cifar10': 'cifar', 'cifar100': 'cifar', 'tiny-imagenet': 'tiny-imagenet', 'imagenet': 'imagenet'}
+SPLITS = {'train', 'val', 'valid', 'validation', 'test'}       # names of folders that are no classes
 
 
 def get_args(argv=None):
-    """The flags of this script; exits 2 on what contradicts itself."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    gan.add_flags(p, PRESETS)
-    a = p.add_argument
+    """The flags of this script; exits 2 on flags that contradict each other."""
+    p = trainer.parser(__doc__)
+    _, experiments = trainer.add_flags(p, PRESETS)
+    a = experiments['networks'].add_argument
     a('--narrow', action=argparse.BooleanOptionalAction, help="StudioGAN's later widths at 64 px (default: released)")
     a('--relu-shortcut', action=argparse.BooleanOptionalAction,
       help="D's shortcuts see ReLU(x), as released (default: x)")
-    given = p.parse_known_args(argv)[0]
+
+    given = p.parse_known_args(argv)[0]                        # as typed, before any preset
     for name in ('ch_g', 'ch_d'):
         if (getattr(given, name) or 8) < 8:
             loop.refuse(f'{loop.flag(given, name)} is below 8, and attention takes an eighth of it')
-    res = given.res or (gan.read_ticket(given)['args']['res'] if given.mask or given.small_dense else None)
+
+    # The preset follows the data set, and for other images the resolution, which a ticket brings along.
+    res = given.res
+    if not res and (given.mask or given.small_dense):
+        res = trainer.read_ticket(given)['args']['res']
     name = given.preset or preset(given.data, res)
     p.set_defaults(protocol=PROTOCOL.get(given.data) if name == given.data else None)
-    args = gan.parse(p, argv, PRESETS, name)
-    names = images.names(args.data, args.root, res or args.res)
+    args = trainer.parse(p, argv, PRESETS, name)
+
+    names = class_names(args, res or args.res)
+    args.classes = len(names)
+    trainer.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
+                  relu_shortcut=False)
+    if args.classes != len(names):
+        loop.refuse(f'{trainer.ticket_flag(args)} has {args.classes} classes, --data {args.data} has {len(names)}: '
+                    'find a ticket on this data set')
+    return args
+
+
+def class_names(args, res):
+    """The names of the classes of --data; exits 2 where the folders are not classes."""
+    names = images.names(args.data, args.root, res)
     if len(names) < 2:
         loop.refuse(f'--data {args.data} has one class: take SNGAN, which has none (find_ticket.py sngan, '
                     'train_sngan.py), or sub-folders as classes')
-    if {*names} <= {'train', 'val', 'valid', 'validation', 'test'} or '.' in names:
-        loop.refuse(f'--data {args.data} has the classes {", ".join(names[:5])}: '
-                    + ("images ('.') lie beside its class folders, put them into one" if '.' in names
-                       else f'give --data {os.path.join(args.data, "train")}'))
-    args.classes = len(names)
-    gan.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
-              relu_shortcut=False)
-    if args.classes != len(names):
-        loop.refuse(f'{gan.ticket_flag(args)} has {args.classes} classes, --data {args.data} has {len(names)}: '
-                    'find a ticket on this data set')
-    return args
+    has = f'--data {args.data} has the classes {", ".join(names[:5])}'
+    if '.' in names:
+        loop.refuse(f"{has}: images ('.') lie beside its class folders, put them into one")
+    if {*names} <= SPLITS:
+        loop.refuse(f'{has}: give --data {os.path.join(args.data, "train")}')
+    return names
 
 
 def preset(data, res):
@@ -83,51 +98,63 @@ def preset(data, res):
 
 
 def build(args):
-    """theta_0 and phi_0 of --seed, on the CPU, in torch's default format."""
+    """G, D with theta_0 and phi_0 of --seed, on the CPU, in torch's default memory format."""
     with loop.seeded(args.seed):
-        return (biggan.Generator(args.res, args.classes, args.ch_g, args.narrow),
-                biggan.Discriminator(args.res, args.classes, args.ch_d, args.narrow, args.relu_shortcut))
+        G = biggan.Generator(args.res, args.classes, args.ch_g, args.narrow)
+        D = biggan.Discriminator(args.res, args.classes, args.ch_d, args.narrow, args.relu_shortcut)
+    return G, D
 
 
 def main(args):
     """Train, evaluate, save; returns the trained networks G, D."""
-    job = gan.Training('biggan', args, build)
+    job = trainer.Training('biggan', args, build)
     if job.over:
         return job.trained
-    run, G, D, device = job.run, job.G, job.D, job.device
+    run, G, D, E, device = job.run, job.G, job.D, job.E, job.device
+
+    # This rank's batch: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
     x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
-    z, y, y_fake = (torch.empty(n, *shape, device=device, dtype=kind)
-                    for shape, kind in (((job.z_dim,), torch.float32), ((), torch.int64), ((), torch.int64)))
-    context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
+    z = torch.empty(n, job.z_dim, device=device)
+    y = torch.empty(n, device=device, dtype=torch.int64)
+    y_fake = torch.empty(n, device=device, dtype=torch.int64)
 
-    def latent(rng):                                                               # in place: a CUDA graph reads them
+    def draw_latents(rng):
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
-        y_fake.copy_(gan.balanced(rng, args.batch, args.classes))
+        y_fake.copy_(trainer.balanced(rng, args.batch, args.classes))
 
-    def d_step(part):
+    def context():
+        return loop.autocast(args, device)
+
+    def d_step(part):                                                              # Eq. 5, Eq. 6
         with context():
             fake = G.net(z[part], y_fake[part])
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part], **adaptive)
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part], ada=job.ada,
+                              lecam=job.lecam)
 
-    def g_step(part):
+    def g_step(part):                                                              # Eq. 3, Eq. 4
         return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)
 
     reals = job.reals()
-    for step in run.iterations(job.nets, job.sums, job.extra):
+    for step in run.iterations(job.nets, job.sums, job.state):
+        # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
             flip = rng.random(args.batch) < .5 * args.mirror
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.mine(flip))), y.copy_(labels)
-            latent(rng)
-            D.update(d_step, loop.parts(n, args.batch_gpu))
-            job.anchor()
-        latent(loop.rng(args.seed, 'G', step))
-        G.update(g_step, loop.parts(n, args.batch_gpu))
-        job.E.track(G, args.ema if step > args.ema_start else 0)
-        job.adapt()
-        job.observe()
+            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            y.copy_(labels)
+            draw_latents(rng)
+            D.update(d_step, flat.micro_batches(n, args.batch_gpu))
+            job.after_d_update()
+
+        # Algorithm 2: train the generator
+        draw_latents(loop.rng(args.seed, 'G', step))
+        G.update(g_step, flat.micro_batches(n, args.batch_gpu))
+
+        E.track(G, args.ema if step > args.ema_start else 0)
+        job.after_step()                                       # p of ADA
+        job.observe()                                          # log, grid, score
     return job.finish()
 
 

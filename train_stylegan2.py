@@ -18,9 +18,11 @@ import argparse
 
 import torch
 
+import flat
 import gan
 import loop
 import losses
+import trainer
 from data import images
 from models import stylegan2, transfer
 
@@ -52,108 +54,155 @@ SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAug
         'demo': 'small, to try things on a laptop'}
 gains = stylegan2.effective_gain                               # what find_ticket.py ranks weights with
 FEW = 5000                                                     # images of a folder up to which the recipe is few-shot
+STARTS = {'100-shot': 'fewshot', 'animalface': 'animalface', 'cifar': 'cifar', 'ffhq': 'large', 'lsun': 'large',
+          'emoji': 'demo', 'fashion-mnist': 'demo'}            # presets by the first letters of a data set's name
 
 
 def get_args(argv=None):
-    """The flags of this script; exits 2 on what contradicts itself."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    gan.add_flags(p, PRESETS)
-    a = p.add_argument
-    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition both on the classes of the data')
-    a('--ch-max', type=int, help='most channels of a layer (default: 512); --ch-g, --ch-d: channels times pixels')
-    a('--mapping', type=int, help='layers of the mapping network')
-    a('--group', type=int, help="most images in a group of D's minibatch standard deviation")
-    a('--arch', choices=['resnet', 'orig'], help='D with or without shortcuts')
-    a('--mixing', type=float, help='share of images whose layers take their style from two z')
-    a('--r1', type=float, help="weight of R_1, D's squared gradient on reals")
-    a('--r1-every', type=int, help='steps between its updates (1: beside the loss)')
-    a('--pl', type=float, help='weight of R_pl, path length regularisation of G')
-    a('--pl-every', type=int, help='steps between its updates')
-    a('--ema-kimg', type=float, help='half-life of the averaged generator in thousands of images; --ema: a fixed decay')
-    a('--ema-rampup', type=float, help='the half-life is at most this share of the images seen')
-    a('--transfer', choices=transfer.MODES, help='with --init-from: how (default: finetune)')
-    a('--freeze-layers', type=int, help="layers of D that freezed leaves as they are (default: FreezeD's)")
-    a('--mine-steps', type=int, help='steps of the first stage of minegan (default: 1000)')
-    given = p.parse_known_args(argv)[0]
+    """The flags of this script; exits 2 on flags that contradict each other."""
+    p = trainer.parser(__doc__)
+    everyday, experiments = trainer.add_flags(p, PRESETS)
+    add_own_flags(everyday, experiments)
+
+    given = p.parse_known_args(argv)[0]                        # as typed, before any preset
     name = given.preset or preset(given.data, given.root)
     recipe = PRESETS[name]
-    if 'res' not in recipe:                                    # as the images are, or the ticket or checkpoint
-        of = next((n for n in ('mask', 'small_dense', 'init_from') if getattr(given, n)), None)
-        res = given.res
-        if of and not res:
-            res = loop.read(getattr(given, of), loop.flag(given, of), 'args')['args'].get('res')
-        res = res or images.suggest_res(given.data, given.root)
-        recipe = {**recipe, 'res': res, **(auto(res) if name == 'auto' else {})}
-    return complete(gan.parse(p, argv, {**PRESETS, name: recipe}, name), given)
+    if 'res' not in recipe:
+        res = resolution(given)
+        recipe = {**recipe, 'res': res}
+        if name == 'auto':
+            recipe |= auto(res)
+    args = trainer.parse(p, argv, {**PRESETS, name: recipe}, name)
 
-
-def preset(data, root):
-    """The preset of a data set, for a folder by its number of images."""
-    if images.spelt(data) in images.NAMES or images.unsorted(data):
-        starts = {'100-shot': 'fewshot', 'animalface': 'animalface', 'cifar': 'cifar', 'ffhq': 'large', 'lsun': 'large',
-                  'emoji': 'demo', 'fashion-mnist': 'demo'}
-        return next((starts[s] for s in starts if data.lower().startswith(s)), 'auto')
-    converted = images.read_json(f'{data}/set.json')
-    n = converted['splits']['train']['n'] if converted else len(images.source(data, root)[0]['train'][0])
-    return 'fewshot' if n <= FEW else 'auto'
-
-
-def auto(res):
-    """ADA's settings for any data set, by resolution, at the batch of one GPU."""
-    batch, base = max(min(4096 // res, 32), 4), 16384 if res < 512 else 32768
-    return {**AUTO, 'batch': batch, 'group': min(batch, 4), 'ch_g': base, 'ch_d': base, 'r1': .0002 * res ** 2 / batch,
-            'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch,
-            **(dict(lr_g=2e-3, lr_d=2e-3) if res >= 1024 else {})}
-
-
-def complete(args, given):
-    """The flags with the shape of the networks; refuses what contradicts itself."""
-    flags = lambda *names: ' '.join(loop.flag(args, n) for n in names)
-    if args.d_pass == 'joint':
-        loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
-    if args.transfer and not args.init_from:
-        loop.refuse(f'{flags("transfer")} needs the weights to start from: add --init-from')
-    if args.init_from and not args.transfer:
-        args.transfer = 'finetune'
-    for name, mode in (('freeze_layers', 'freezed'), ('mine_steps', 'minegan')):
-        if getattr(args, name) is not None and args.transfer != mode:
-            loop.refuse(f'{flags(name)} does nothing without --transfer {mode}')
-    if args.ema is not None and (given.ema_kimg or given.ema_rampup):
-        loop.refuse(f'{flags("ema")} fixes the decay that --ema-kimg gives: leave one out')
-    if args.r1_every < 1 or args.pl_every < 1 or args.r1 < 0 or args.pl < 0 or not 0 <= args.mixing <= 1:
-        loop.refuse(f'{flags("r1", "r1_every", "pl", "pl_every", "mixing")}: use weights and a share from 0 on, '
-                    'intervals from 1 on')
-    if args.transfer == 'minegan':
-        args.mine_steps = 1000 if args.mine_steps is None else args.mine_steps
-        if args.mine_steps < 0:
-            loop.refuse(f'{flags("mine_steps")}: use a number from 0 on')
-        if args.mask:
-            loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
-    if args.cond:
-        args.classes = len(images.names(args.data, args.root, args.res))
-        if args.classes < 2:
-            loop.refuse(f'--cond: --data {args.data} has one class, leave it out')
-    else:
-        args.classes = 0
-    classes = args.classes
-    gan.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512, mapping=None,
-              group=None, arch=None)
+    check_flags(args, given)
+    check_transfer(args)
+    classes = args.classes = count_classes(args)
+    trainer.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512,
+                  mapping=None, group=None, arch=None)
     if args.transfer == 'freezed':
-        try:
-            frozen = transfer.freezed(gan.blank(build, args)[1], args.freeze_layers)
-        except ValueError as e:
-            loop.refuse(f'--{e}')
-        if not frozen:
-            loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: use finetune, or give --freeze-layers')
+        check_frozen_layers(args)
     if args.classes != classes:
         loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} '
                     f'classes, the data {classes or "none"}')
     return args
 
 
+def add_own_flags(everyday, experiments):
+    """The flags that only StyleGAN2 has."""
+    a = everyday['networks'].add_argument
+    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition both on the classes of the data')
+    a('--transfer', choices=transfer.MODES, help='with --init-from: how (default: finetune)')
+    a = everyday['regularisers'].add_argument
+    a('--r1', type=float, help="weight of R_1, D's squared gradient on reals")
+
+    a = experiments['networks'].add_argument
+    a('--ch-max', type=int, help='most channels of a layer (default: 512); --ch-g, --ch-d: channels times pixels')
+    a('--mapping', type=int, help='layers of the mapping network')
+    a('--group', type=int, help="most images in a group of D's minibatch standard deviation")
+    a('--arch', choices=['resnet', 'orig'], help='D with or without shortcuts')
+    a('--freeze-layers', type=int, help="layers of D that freezed leaves as they are (default: FreezeD's)")
+    a('--mine-steps', type=int, help='steps of the first stage of minegan (default: 1000)')
+    a = experiments['training'].add_argument
+    a('--mixing', type=float, help='share of images whose layers take their style from two z')
+    a('--ema-kimg', type=float, help='half-life of the averaged generator in thousands of images; --ema: a fixed decay')
+    a('--ema-rampup', type=float, help='the half-life is at most this share of the images seen')
+    a = experiments['regularisers'].add_argument
+    a('--r1-every', type=int, help='steps between its updates (1: beside the loss)')
+    a('--pl', type=float, help='weight of R_pl, path length regularisation of G')
+    a('--pl-every', type=int, help='steps between its updates')
+
+
+def preset(data, root):
+    """The preset of a data set, for a folder by its number of images."""
+    if images.spelt(data) in images.NAMES or images.unsorted(data):
+        for start, name in STARTS.items():
+            if data.lower().startswith(start):
+                return name
+        return 'auto'
+    converted = images.read_json(f'{data}/set.json')
+    n = converted['splits']['train']['n'] if converted else len(images.source(data, root)[0]['train'][0])
+    return 'fewshot' if n <= FEW else 'auto'
+
+
+def resolution(given):
+    """The resolution of --res, else of the ticket or checkpoint, else as the images are."""
+    if given.res:
+        return given.res
+    for name in ('mask', 'small_dense', 'init_from'):
+        if getattr(given, name):
+            saved = loop.read(getattr(given, name), loop.flag(given, name), 'args')
+            return saved['args'].get('res') or images.suggest_res(given.data, given.root)
+    return images.suggest_res(given.data, given.root)
+
+
+def auto(res):
+    """ADA's settings for any data set, by resolution, at the batch of one GPU."""
+    batch = max(min(4096 // res, 32), 4)
+    base = 16384 if res < 512 else 32768
+    settings = {**AUTO, 'batch': batch, 'group': min(batch, 4), 'ch_g': base, 'ch_d': base,
+                'r1': .0002 * res ** 2 / batch, 'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch}
+    if res >= 1024:
+        settings |= {'lr_g': 2e-3, 'lr_d': 2e-3}
+    return settings
+
+
+def flags(args, *names):
+    """'--r1 10.0 --pl 2.0': several flags with their values."""
+    return ' '.join(loop.flag(args, name) for name in names)
+
+
+def check_flags(args, given):
+    """Exit 2 on numbers out of range, and on a decay that is given twice."""
+    if args.d_pass == 'joint':
+        loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
+    if args.ema is not None and (given.ema_kimg or given.ema_rampup):
+        loop.refuse(f'{flags(args, "ema")} fixes the decay that --ema-kimg gives: leave one out')
+    if args.r1_every < 1 or args.pl_every < 1 or args.r1 < 0 or args.pl < 0 or not 0 <= args.mixing <= 1:
+        loop.refuse(f'{flags(args, "r1", "r1_every", "pl", "pl_every", "mixing")}: use weights and a share from 0 on, '
+                    'intervals from 1 on')
+
+
+def check_transfer(args):
+    """Complete --transfer; exit 2 where its flags do not fit together."""
+    if args.transfer and not args.init_from:
+        loop.refuse(f'{flags(args, "transfer")} needs the weights to start from: add --init-from')
+    if args.init_from and not args.transfer:
+        args.transfer = 'finetune'
+    for name, mode in (('freeze_layers', 'freezed'), ('mine_steps', 'minegan')):
+        if getattr(args, name) is not None and args.transfer != mode:
+            loop.refuse(f'{flags(args, name)} does nothing without --transfer {mode}')
+    if args.transfer != 'minegan':
+        return
+    if args.mine_steps is None:
+        args.mine_steps = 1000
+    if args.mine_steps < 0:
+        loop.refuse(f'{flags(args, "mine_steps")}: use a number from 0 on')
+    if args.mask:
+        loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
+
+
+def check_frozen_layers(args):
+    """Exit 2 where --transfer freezed freezes no layer, or one that D does not have."""
+    try:
+        frozen = transfer.freezed(trainer.without_weights(build, args)[1], args.freeze_layers)
+    except ValueError as e:
+        loop.refuse(f'--{e}')
+    if not frozen:
+        loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: use finetune, or give --freeze-layers')
+
+
+def count_classes(args):
+    """The number of classes of the data with --cond, else 0; exits 2 where there is one."""
+    if not args.cond:
+        return 0
+    classes = len(images.names(args.data, args.root, args.res))
+    if classes < 2:
+        loop.refuse(f'--cond: --data {args.data} has one class, leave it out')
+    return classes
+
+
 def build(args):
-    """theta_0 and phi_0 of --seed, on the CPU, in torch's default format."""
+    """G, D with theta_0 and phi_0 of --seed, on the CPU, in torch's default memory format."""
     with loop.seeded(args.seed):
         G = stylegan2.Generator(args.res, args.ch_g, args.ch_max, args.mapping, args.classes)
         D = stylegan2.Discriminator(args.res, args.ch_d, args.ch_max, args.classes, args.group, args.arch)
@@ -173,99 +222,129 @@ def decay(args, step):
         return 0.
     if args.ema is not None:
         return args.ema
-    half = 1000 * args.ema_kimg
+    half_life = 1000 * args.ema_kimg                           # images
     if args.ema_rampup:
-        half = min(half, args.batch * (step - 1) * args.ema_rampup)
-    return .5 ** (args.batch / max(half, 1e-8))
+        half_life = min(half_life, args.batch * (step - 1) * args.ema_rampup)
+    return .5 ** (args.batch / max(half_life, 1e-8))
 
 
-def slowed(weight, every):
-    """c = k / (k + 1) of a regulariser with Adam steps of its own."""
+def lazy_factor(every):
+    """c = k / (k + 1) of a regulariser with an Adam step of its own every k steps; 1 of one beside the loss."""
     return every / (every + 1) if every > 1 else 1.
 
 
 def main(args):
     """Train, evaluate, save; returns the trained networks G, D."""
-    job = gan.Training('stylegan2', args, build,
-                       lambda G, D: transfer.prepare_(args.transfer, G, D, args.freeze_layers),
-                       {'G': slowed(args.pl, args.pl_every), 'D': slowed(args.r1, args.r1_every)})
+    def prepare(G, D):
+        return transfer.prepare_(args.transfer, G, D, args.freeze_layers)
+
+    lazy = {'G': lazy_factor(args.pl_every), 'D': lazy_factor(args.r1_every)}
+    job = trainer.Training('stylegan2', args, build, prepare, lazy)
     if job.over:
         return job.trained
-    run, G, D, device = job.run, job.G, job.D, job.device
-    n = args.batch // run.ranks
+    run, G, D, E, device = job.run, job.G, job.D, job.E, job.device
     run.say(choice(args))
+
+    # This rank's batch: filled in place, because a CUDA graph reads these tensors.
+    n = args.batch // run.ranks
     x = torch.zeros(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
     z = torch.zeros(n, job.z_dim, device=device)
-    y, y_fake = ([torch.zeros(n, device=device, dtype=torch.int64)] if args.classes else [] for _ in range(2))
-    context, adaptive = lambda: loop.autocast(args, device), job.adaptive()
-    r1_apart, pl_apart = args.r1 and args.r1_every > 1, args.pl and args.pl_every > 1               # steps of their own
+    y, y_fake = [], []                                         # [classes [n]] of conditional networks, else []
+    if args.classes:
+        y = [torch.zeros(n, device=device, dtype=torch.int64)]
+        y_fake = [torch.zeros(n, device=device, dtype=torch.int64)]
 
-    def latent(rng):                                                               # in place: a CUDA graph reads them
+    def draw_latents(rng):
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
         for labels in y_fake:
-            labels.copy_(gan.balanced(rng, args.batch, args.classes))
+            labels.copy_(trainer.balanced(rng, args.batch, args.classes))
 
-    def of(part, labels):
-        return [v[part] for v in labels]
+    def context():
+        return loop.autocast(args, device)
 
-    def g_step(part):
-        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *of(part, y_fake), ada=job.ada)
-        return loss + pl_step(part) if args.pl and not pl_apart else loss
+    def rows(tensors, part):
+        return [tensor[part] for tensor in tensors]
 
-    def pl_step(part):                                         # on half of the images, as in the original
-        some = slice(part.start, (part.start + part.stop + 1) // 2)
+    # A regulariser has an Adam step of its own, or is a term of the loss.
+    r1_apart = bool(args.r1) and args.r1_every > 1
+    pl_apart = bool(args.pl) and args.pl_every > 1
+
+    def g_step(part):                                                              # Eq. 3, Eq. 4
+        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *rows(y_fake, part), ada=job.ada)
+        if args.pl and not pl_apart:
+            loss = loss + pl_step(part)
+        return loss
+
+    def pl_step(part):
+        half = slice(part.start, (part.start + part.stop + 1) // 2)                # of the images, as in the original
         with context():
-            w, G2 = G.net.split(z[some], *of(some, y_fake), cut=1)
+            w, G2 = G.net.split(z[half], *rows(y_fake, half), cut=1)               # w [N, layers, dim]
             return args.pl_every * job.sums.add(R_pl=job.pl(G2, w))
 
-    def d_step(part):
+    def d_step(part):                                                              # Eq. 5, Eq. 6
         with context():
-            fake = G.net(z[part], *of(part, y_fake))
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, *of(part, y), *of(part, y_fake), **adaptive,
-                              r1=0 if r1_apart else args.r1)
+            fake = G.net(z[part], *rows(y_fake, part))
+            return gan.d_loss(D.net, x[part], fake, args, job.sums, *rows(y, part), *rows(y_fake, part),
+                              ada=job.ada, lecam=job.lecam, r1=0 if r1_apart else args.r1)
 
     def r1_step(part):
         real = x[part].detach().requires_grad_(True)
         with context():
-            logits = D.net(gan.draw(args, real, job.ada)(real), *of(part, y))
+            logits = D.net(gan.draw(args, real, job.ada)(real), *rows(y, part))    # [N]
             if job.ada:
                 job.ada.add(real=logits)
             return args.r1_every * args.r1 * job.sums.add(R_1=losses.r1(logits, real))
 
-    phases = [(G, g_step), (D, d_step), *[(G, pl_step)] * bool(pl_apart), *[(D, r1_step)] * bool(r1_apart)]
-    parts = loop.parts(n, job.fitting(n, phases))
-    group = stylegan2.group_size(parts[0].stop, args.group)
-    if args.group and group < args.group:
-        run.say(f"groups of {group} in D's minibatch standard deviation, not of --group {args.group}: "
-                f'{parts[0].stop} images are taken at a time')
-    reals, mining = job.reals(), args.transfer == 'minegan'
-    for step in run.iterations(job.nets, job.sums, job.extra):
-        if mining and step > args.mine_steps:
+    phases = [(G, g_step), (D, d_step)]
+    if pl_apart:
+        phases.append((G, pl_step))
+    if r1_apart:
+        phases.append((D, r1_step))
+    parts = flat.micro_batches(n, trainer.fit_memory(job, n, phases))
+    say_group(args, run, parts[0].stop)
+
+    reals = job.reals()
+    mining = args.transfer == 'minegan'
+    for step in run.iterations(job.nets, job.sums, job.state):
+        if mining and step > args.mine_steps:                  # MineGAN's second stage trains all of G
             G.freeze(())
             mining = False
-        latent(loop.rng(args.seed, 'G', step))
+
+        # Algorithm 2: train the generator (first, as in the official code)
+        draw_latents(loop.rng(args.seed, 'G', step))
         G.update(g_step, parts)
         if pl_apart and (step - 1) % args.pl_every == 0:
-            latent(loop.rng(args.seed, 'pl', step))
+            draw_latents(loop.rng(args.seed, 'pl', step))
             G.update(pl_step, parts)
         if args.pl and (step - 1) % args.pl_every == 0:
-            job.pl.step(loop.mean)
+            job.pl.step(loop.mean_over_ranks)
+
+        # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
             flip = rng.random(args.batch) < .5 * args.mirror
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.mine(flip)))
-            for v in y:
-                v.copy_(labels)
-            latent(rng)
+            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            for classes in y:
+                classes.copy_(labels)
+            draw_latents(rng)
             D.update(d_step, parts)
-            job.anchor()
+            job.after_d_update()
         if r1_apart and (step - 1) % args.r1_every == 0:
             D.update(r1_step, parts)
-        job.E.track(G, decay(args, step))
-        job.adapt()
-        job.observe()
+
+        E.track(G, decay(args, step))
+        job.after_step()                                       # p of ADA
+        job.observe()                                          # log, grid, score
     return job.finish()
+
+
+def say_group(args, run, micro):
+    """Say so where a micro-batch is too small for the groups of D's minibatch standard deviation."""
+    group = stylegan2.group_size(micro, args.group)
+    if args.group and group < args.group:
+        run.say(f"groups of {group} in D's minibatch standard deviation, not of --group {args.group}: "
+                f'{micro} images are taken at a time')
 
 
 if __name__ == '__main__':

@@ -63,7 +63,7 @@ ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.
 HEIC = ('.heic', '.heif', '.avif')
 
 
-def add_flags(parser):
+def add_flags(parser, experiments=None):
     """The flags that choose and cut a data set; returns the parser."""
     a = parser.add_argument
     a('--data', required=True, metavar='NAME|FOLDER|ZIP',
