@@ -1,7 +1,7 @@
 """Find a lottery ticket in a GAN with little data: Algorithm 1, iterative magnitude pruning with rewinding.
 
 Use:
-    python find_ticket.py sngan --data cifar10 --frac 0.1 --rounds 5            # ticket.pt at 1 - 0.8^5 = 67.23 %
+    python find_ticket.py sngan --data cifar10 --frac 0.1 --rounds 5  # ticket.pt at 1 - 0.8^5 = 67.23 %
     python find_ticket.py sngan --data photos/ --rounds 3 --steps 2000 --ticket photos.pt
     torchrun --nproc_per_node 8 find_ticket.py sngan --data cifar10 --frac 0.1
     python find_ticket.py sngan --data cifar10 --frac 0.1 --method oneshot --ticket oneshot.pt
@@ -45,7 +45,7 @@ import prune
 import trainer
 
 OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'eb_every', 'eb_threshold')
-INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}            # random-layers: from --like
+INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}       # random-layers: from --like
 EARLY_BIRD_MASKS = 5                                                               # masks that must be alike
 
 
@@ -158,9 +158,9 @@ def adopt_rounds(args):
 def iterative_pruning(args):
     """Algorithm 1; its output (line 2) is the last ticket file."""
     for k in missing(args):                                                        # line 3: repeat
-        masks = loop.load(ticket_path(args, k - 1))['mask']                        # line 1: m <- 1 in ticket 0
+        masks = loop.load(ticket_path(args, k - 1))['mask']                   # line 1: m <- 1 in ticket 0
         trained = train(args, ticket_path(args, k - 1), f'round{k - 1}')           # line 4: train
-        masks = pruned(args, masks, smallest(args, trained))                       # lines 5 and 6: prune, update m
+        masks = pruned(args, masks, smallest(args, trained))                  # lines 5 and 6: prune, update m
         rewind_and_save(args, k, masks)                                            # line 7: rewind
                                                                                    # line 8: until --rounds is reached
 
@@ -301,7 +301,7 @@ def begin(args):
     G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)
     nets = {'G': G, 'D': D}
     args.identity |= hashes
-    args.gains = {'G': {}, 'D': {}}                            # factors of the weights, where the network scales them
+    args.gains = {'G': {}, 'D': {}}                   # factors of the weights, where the network scales them
     if args.rank == 'effective' and hasattr(args.recipe, 'gains'):
         args.gains = {name: args.recipe.gains(net) for name, net in nets.items()}
 

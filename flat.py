@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import parametrize
 
-ALIGN = 64                                   # numbers: every tensor of the vector starts at a 256-byte boundary
+ALIGN = 64  # numbers: every tensor of the vector starts at a 256-byte boundary
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 
 
@@ -82,7 +82,7 @@ class Flat:
         self.w = torch.nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device), requires_grad=False)
         self.bucket = torch.zeros(length, dtype=like.dtype, device=like.device)
         self.g, self.loss, self.bn_stats = self.bucket[:size], self.bucket[size], self.bucket[size + 1:]
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=like.device)     # first step that was not finite
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=like.device)  # first step that was not finite
 
         self.make_views(statistics)
         self.freeze(())
@@ -105,11 +105,11 @@ class Flat:
         for module, name in statistics:
             old = getattr(module, name)
             view = self.bn_stats[start:start + old.numel()].copy_(old)
-            module._buffers[name] = view.data                  # .data: each buffer needs a version counter of its own
+            module._buffers[name] = view.data         # .data: each buffer needs a version counter of its own
             start += old.numel()
 
         averaged = {id(module._buffers[name]) for module, name in statistics}
-        self.other_buffers = [b for b in self.net.buffers() if id(b) not in averaged]   # u, v of sigma: not averaged
+        self.other_buffers = [b for b in self.net.buffers() if id(b) not in averaged]  # u, v of sigma: not averaged
 
     def view(self, vector, name):
         """The tensor of the parameter `name` inside a vector that is laid out like w."""
@@ -158,14 +158,14 @@ class Flat:
 
     def backward(self, f, parts):
         """Fill g with the mean gradient over the micro-batches, and `loss` with the sum of their losses."""
-        self.g *= 0                                            # not zero_(): a NaN stays, and names its tensor later
+        self.g *= 0                                   # not zero_(): a NaN stays, and names its tensor later
         self.loss.zero_()
         for part in parts:
             loss = f(part)
             if loss.requires_grad:
                 loss.backward(retain_graph=len(parts) > 1)     # micro-batches share the graph of W / sigma(W)
             self.loss += loss.detach()
-            del loss                                           # frees the rest of the graph before the next part
+            del loss                                  # frees the rest of the graph before the next part
         if len(parts) > 1:
             self.g /= len(parts)
 
@@ -244,7 +244,7 @@ class SyncNorm(torch.nn.BatchNorm2d):
         if not self.training or ranks == 1:
             return super().forward(x)
 
-        mean = AverageOverRanks.apply(x.mean((0, 2, 3), dtype=self.running_mean.dtype))          # [C], fp32 under autocast
+        mean = AverageOverRanks.apply(x.mean((0, 2, 3), dtype=self.running_mean.dtype))  # [C], fp32 under autocast
         centred = x - mean[:, None, None]                                          # [N, C, H, W]
         var = AverageOverRanks.apply(centred.square().mean((0, 2, 3)))             # [C]
 

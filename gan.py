@@ -29,7 +29,7 @@ import advaug
 import augment
 import losses
 
-SUMS = ('L_D', 'D_real', 'D_fake', 'L_D_adv', 'D_shift', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl', 'L1')   # of the log
+SUMS = ('L_D', 'D_real', 'D_fake', 'L_D_adv', 'D_shift', 'R_LC', 'R_1', 'L_G', 'L_G_adv', 'R_pl', 'L1')  # of the log
 
 
 def draw(args, x, ada=None):

@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 
 START = time.time()                          # --max-hours counts from here
-STOP = []                                    # signals received; read once per step, so that all ranks stop at one
+STOP = []  # signals received; read once per step, so that all ranks stop at one
 
 # Flags that may change when a run is resumed, because they do not change what the next step computes.
 MAY_CHANGE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every',
@@ -393,7 +393,7 @@ def load(path):
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
-KINDS = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}                   # a key that tells what a file is
+KINDS = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}      # a key that tells what a file is
 
 
 def read(path, word, *keys):
@@ -508,9 +508,9 @@ class Run:
         # The clock: when something was last done, and what falls due at this step.
         self.start = self.last_save = self.last_log = time.time()
         self.next_sample = 60.                                 # seconds until the first grid
-        self.idle, self.steps_logged = 0., 0                   # seconds that were not training, since the last line
+        self.idle, self.steps_logged = 0., 0          # seconds that were not training, since the last line
         self.timed = {}
-        self.moving_line = False                               # whether the terminal shows a line without an end
+        self.moving_line = False                      # whether the terminal shows a line without an end
 
         # The directory, named after what changes the result.
         same = identity(args, **facts, model=model)
@@ -629,7 +629,7 @@ class Run:
                 for net in nets.values():
                     net.now = self.step
                 seed = rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)
-                torch.manual_seed(int(seed))                   # augmentation, noise and mixing depend on the rank
+                torch.manual_seed(int(seed))          # augmentation, noise and mixing depend on the rank
                 yield self.step
 
                 if self.due('save'):
@@ -637,7 +637,7 @@ class Run:
 
     def leave(self, number=0):
         """Say how to go on, and exit with the code of the signal `number`, or with 75.  last.pt has been saved."""
-        barrier()                                              # torchrun ends the other ranks when one has left
+        barrier()                                     # torchrun ends the other ranks when one has left
         self.say(f'stopped at step {self.step} and saved; resume with: {command()}')
         raise SystemExit(128 + number if number else 75)
 
@@ -650,7 +650,7 @@ class Run:
                 found.append((*bad, name))
         if not found:
             return
-        step, tensor, name = min(found, key=lambda bad: bad[0])                    # in a tie D, updated before G
+        step, tensor, name = min(found, key=lambda bad: bad[0])               # in a tie D, updated before G
         good = 'there is no checkpoint yet'
         if os.path.exists(self.path('last.pt')):
             good = f"{self.path('last.pt')} is the last good checkpoint"
@@ -665,7 +665,7 @@ class Run:
             return
         self.guard(nets)
         now = time.time()
-        rate = (self.step - self.steps_logged) / max(now - self.last_log - self.idle, 1e-9)       # steps a second
+        rate = (self.step - self.steps_logged) / max(now - self.last_log - self.idle, 1e-9)  # steps a second
         with self.observing():
             values = {name: float(f'{value:.6g}') for name, value in {**sums.means(), **notes()}.items()}
         speed = {'images_per_s': round(rate * self.images, 1), 'peak_mb': peak_memory(self.device)}

@@ -2,9 +2,9 @@
 
 Use:
     python train_biggan.py --data cifar100 --frac 0.1                                  # the dense baseline
-    torchrun train_biggan.py --data cifar100 --frac 0.1 --mask ticket.pt               # one GPU, and all its flags
+    torchrun train_biggan.py --data cifar100 --frac 0.1 --mask ticket.pt      # one GPU, and all its flags
     torchrun --nproc_per_node 8 train_biggan.py --data tiny-imagenet --mask ticket.pt --aug diffaug --advaug gd
-    python train_biggan.py --data photos/                                              # sub-folders are classes
+    python train_biggan.py --data photos/                                     # sub-folders are classes
 The same command resumes.
 
     D:  min  L_D(T(x), T(G(z, y')) | y, y')  + lambda_2 L_D(D2(D1(.) + delta))          --d-steps times, then
@@ -27,15 +27,15 @@ from models import biggan
 
 CIFAR = dict(steps=100000, batch=64, d_steps=5, lr_g=2e-4, lr_d=2e-4, betas=[.5, .999], adam_eps=1e-6, ema=.9999,
              ema_start=1000, adv_step=.01, mirror=True, res=32, ada_rt_target=.2, ada_kimg=1000)
-PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
-    'cifar10': CIFAR,                                         # the released code's values: the paper swaps G's and D's
+PRESETS = {                                   # flag defaults, chosen by --data unless --preset is given
+    'cifar10': CIFAR,                         # the released code's values: the paper swaps G's and D's
     'cifar100': CIFAR,                                        # learning rates of the next two
     'tiny-imagenet': {**CIFAR, 'batch': 256, 'd_steps': 1, 'lr_g': 1e-4, 'lr_d': 4e-4, 'betas': [0., .999],
                       'ema_start': 20000, 'adv_step': .001, 'res': 64, 'ada_rt_target': .1, 'ada_kimg': 500},
     'imagenet': {**CIFAR, 'batch': 256, 'd_steps': 2, 'lr_g': 5e-5, 'lr_d': 2e-4, 'betas': [0., .999],
                  'ema_start': 20000, 'adv_step': .001, 'res': 128, 'ada_rt_target': .1, 'ada_kimg': 500},
     'demo': {**CIFAR, 'ch_g': 16, 'ch_d': 16, 'steps': 1000, 'batch': 32, 'd_steps': 2, 'lr_g': 4e-4, 'lr_d': 4e-4,
-             'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25,         # 15 minutes
+             'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25,  # 15 minutes
              'ada_kimg': 3, 'lecam_start': 100},
 }
 PROTOCOL = {'cifar10': 'cifar', 'cifar100': 'cifar', 'tiny-imagenet': 'tiny-imagenet', 'imagenet': 'imagenet'}

@@ -18,10 +18,10 @@ import trainer
 from data import images
 from models import sngan
 
-PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
-    'paper': {},                                              # the flag defaults are the paper's CIFAR-10 values
+PRESETS = {                                   # flag defaults, chosen by --data unless --preset is given
+    'paper': {},                                      # the flag defaults are the paper's CIFAR-10 values
     'demo': dict(ch_g=32, ch_d=32, steps=1000, d_steps=1, batch=16, g_batch=16, lr_g=1e-3, lr_d=1e-3, ema=.99,
-                 eval_samples=500, log_every=25, ada_kimg=.5, lecam_start=100),    # two minutes on two CPU cores
+                 eval_samples=500, log_every=25, ada_kimg=.5, lecam_start=100),  # two minutes on two CPU cores
 }
 
 

@@ -1,10 +1,10 @@
 """Algorithm 2 on StyleGAN2: train a ticket (or the dense network) from few images, with DiffAugment, ADA and AdvAug.
 
 Use:
-    python train_stylegan2.py --data photos/                                  # alone: it chooses, and says what
+    python train_stylegan2.py --data photos/                          # alone: it chooses, and says what
     python train_stylegan2.py --data 100-shot-obama --mask ticket.pt --advaug gd
     torchrun --nproc_per_node 8 train_stylegan2.py --data cifar10 --frac 0.1 --aug ada
-    python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed        # from trained weights
+    python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed  # from trained weights
 The same command resumes.
 
     G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(w + delta))))              and, every --pl-every steps,  R_pl
@@ -33,16 +33,16 @@ FEWSHOT = {**OFFICIAL, 'batch': 16, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 10., 'r1_e
            'eval_samples': 5000}
 AUTO = {**OFFICIAL, 'batch': 32, 'lr_g': 2.5e-3, 'lr_d': 2.5e-3, 'r1': 1., 'r1_every': 16, 'pl': 2., 'pl_every': 4,
         'ema_kimg': 10., 'ema_rampup': .05, 'mapping': 2, 'aug': 'ada', 'mirror': True}
-PRESETS = {                                                   # flag defaults, chosen by --data unless --preset is given
+PRESETS = {                                   # flag defaults, chosen by --data unless --preset is given
     'fewshot': FEWSHOT,                                       # DiffAugment's recipe for 100 images: 300 kimg
     'animalface': {**FEWSHOT, 'steps': 31250},                # 500 kimg
-    'paper': {**FEWSHOT, 'batch': 5, 'group': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},           # see SAYS
+    'paper': {**FEWSHOT, 'batch': 5, 'group': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},  # see SAYS
     'cifar': {**AUTO, 'res': 32, 'batch': 64, 'r1': .01, 'pl': 0., 'mixing': 0., 'ema_kimg': 500., 'group': 32,
-              'arch': 'orig', 'steps': 1562500, 'aug': 'none', 'mirror': False},           # ADA's, 100,000 kimg
+              'arch': 'orig', 'steps': 1562500, 'aug': 'none', 'mirror': False},  # ADA's, 100,000 kimg
     'large': {**OFFICIAL, 'res': 256, 'ch_g': 16384, 'ch_d': 16384, 'batch': 32, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 1.,
               'r1_every': 16, 'pl': 2., 'pl_every': 4, 'ema_kimg': 10., 'steps': 781250, 'mirror': True,
               'aug': 'diffaug'},                              # DiffAugment's FFHQ and LSUN, 25,000 kimg
-    'auto': AUTO,                                             # ADA's for any folder; the rest follows the resolution
+    'auto': AUTO,                                     # ADA's for any folder; the rest follows the resolution
     'demo': {**FEWSHOT, 'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2, 'batch': 8, 'r1_every': 8,
              'r1': 1., 'ema_kimg': 1., 'ema_start': 0, 'steps': 1000, 'eval_samples': 500, 'log_every': 25,
              'ada_kimg': .5, 'lecam_start': 100, 'mirror': False},            # for a laptop
@@ -53,9 +53,9 @@ SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAug
         'cifar': "ADA's CIFAR-10", 'large': "DiffAugment's FFHQ and LSUN", 'auto': "ADA's settings by resolution",
         'demo': 'small, to try things on a laptop'}
 gains = stylegan2.effective_gain                               # what find_ticket.py ranks weights with
-FEW = 5000                                                     # images of a folder up to which the recipe is few-shot
+FEW = 5000                                            # images of a folder up to which the recipe is few-shot
 STARTS = {'100-shot': 'fewshot', 'animalface': 'animalface', 'cifar': 'cifar', 'ffhq': 'large', 'lsun': 'large',
-          'emoji': 'demo', 'fashion-mnist': 'demo'}            # presets by the first letters of a data set's name
+          'emoji': 'demo', 'fashion-mnist': 'demo'}   # presets by the first letters of a data set's name
 
 
 def get_args(argv=None):
@@ -249,7 +249,7 @@ def main(args):
     n = args.batch // run.ranks
     x = torch.zeros(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
     z = torch.zeros(n, job.z_dim, device=device)
-    y, y_fake = [], []                                         # [classes [n]] of conditional networks, else []
+    y, y_fake = [], []                                        # [classes [n]] of conditional networks, else []
     if args.classes:
         y = [torch.zeros(n, device=device, dtype=torch.int64)]
         y_fake = [torch.zeros(n, device=device, dtype=torch.int64)]
@@ -276,7 +276,7 @@ def main(args):
         return loss
 
     def pl_step(part):
-        half = slice(part.start, (part.start + part.stop + 1) // 2)                # of the images, as in the original
+        half = slice(part.start, (part.start + part.stop + 1) // 2)   # of the images, as in the original
         with context():
             w, G2 = G.net.split(z[half], *rows(y_fake, half), cut=1)               # w [N, layers, dim]
             return args.pl_every * job.sums.add(R_pl=job.pl(G2, w))

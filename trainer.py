@@ -223,7 +223,7 @@ def shape_flag(args, given, name, default, origin, ticket):
     if origin is None:
         own = getattr(args, name)                              # of the preset
     elif name in origin['args']:
-        own = default = origin['args'][name]                   # None counts: a group of None is the whole batch
+        own = default = origin['args'][name]          # None counts: a group of None is the whole batch
     else:
         own = None                                             # the file is older than the flag
 
@@ -285,7 +285,7 @@ def nearest_width(size, goal, top):
     """The width up to `top` whose size(width) is closest to `goal`; size grows with the width.
 
     A multiple of 8 is taken, for its speed, where one is within 1 % of the goal, else a multiple of 4, 2 or 1."""
-    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)                 # the first that is large enough
+    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)            # the first that is large enough
     for step in (8, 4, 2, 1):
         above = -(-enough // step) * step
         below = max(above - step, step)
@@ -377,7 +377,7 @@ def grid_rows(labels, classes):
 def proportional(labels, n, seed):
     """Classes [n] in the proportions of the labels [N], in an order of the seed."""
     counts = np.bincount(labels)
-    places = (np.arange(n) + .5) / n * len(labels)             # n places at even distances among the sorted labels
+    places = (np.arange(n) + .5) / n * len(labels)    # n places at even distances among the sorted labels
     y = np.searchsorted(np.cumsum(counts), places, side='right')
     return torch.from_numpy(loop.rng(0, 'classes', seed).permutation(y))
 
@@ -408,7 +408,7 @@ class Training:
         if self.over:
             return
 
-        extractor, names = metrics.from_args(args, self.device)                    # exits 2 before a network is built
+        extractor, names = metrics.from_args(args, self.device)       # exits 2 before a network is built
         if args.metrics == 'auto' and extractor and self.data.ref is self.data.images:
             names = [*names, 'copy']                           # such a reference rewards copying
         check_with_data(args, self.data, extractor, names)
@@ -590,7 +590,7 @@ def fit_memory(job, n, phases):
     if job.ada:
         job.ada.p = 1.
 
-    moments = []                                               # as much memory as Adam's, where it has none yet
+    moments = []                                      # as much memory as Adam's, where it has none yet
     for net in (job.G, job.D):
         if not net.adam.state:
             moments += [torch.empty_like(net.w), torch.empty_like(net.w)]
@@ -646,7 +646,7 @@ class Observer:
 
     def watched(self, x, labels):
         """Up to 128 of the uint8 images x, as float and with their classes: what D is watched on."""
-        group = getattr(self.job.args, 'group', None) or 1     # of the minibatch statistic: 17 images are no groups
+        group = getattr(self.job.args, 'group', None) or 1  # of the minibatch statistic: 17 images are no groups
         rows = fixed_rows(len(x), 128)
         rows = rows[:len(rows) // group * group or None]
         return self.job.inputs(images.batch(x[rows].to(self.job.device)), labels[rows])
