@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ def test_a_ticket_on_sngan(here, monkeypatch):
     assert len(glob.glob('runs/sngan-cifar10-0.1-*/last.pt')) == 2 and os.path.exists('ticket.pt')
 
 
+@pytest.mark.slow
 def test_biggan_on_eight_gpus(here, monkeypatch):
     small_cifar(here / 'datasets', 'cifar100', 100, monkeypatch)
     for line in readme('BigGAN on eight GPUs'):
@@ -139,7 +141,7 @@ def test_the_demo(tmp_path):
     tree = tmp_path / 'tree'
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', 'datasets', '__pycache__'))
     done = subprocess.run(['bash', 'run_all.sh'], cwd=tree, capture_output=True, text=True,
-                          env={**os.environ, 'STEPS': '2', 'OMP_NUM_THREADS': '1'})
+                          env={**os.environ, 'STEPS': '2', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stdout + done.stderr
     made = os.listdir(tree / 'runs/faces-2/report')
     assert 'report.md' in made and 'grids.png' in made
