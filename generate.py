@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import flat
 import loop
 import metrics
 from data import images
