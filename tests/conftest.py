@@ -1,4 +1,4 @@
-"""Puts the repository on the path; one thread, so that sums do not depend on the machine; tests leave nothing behind."""
+"""The path, one thread (sums do not depend on the machine), caches of its own, and nothing is left behind."""
 import functools
 import os
 import subprocess
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: left out by `bash run_all.sh test quick`')
-    config.addinivalue_line('markers', 'job(name): a test of what two ranks make in this job, see test_ranks.py')
+    config.addinivalue_line('markers', 'job(name): a test of what two ranks make of it, see test_ranks.py')
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -27,7 +27,7 @@ def cache_of_its_own(tmp_path_factory):
 
 @pytest.fixture
 def settled_on_two_batches(monkeypatch):
-    """BN statistics of grids and scores are settled on two batches, not on up to 64: seconds less for each score."""
+    """BN statistics of grids and scores are settled on two batches, not on up to 64: seconds less each."""
     import loop
     settling = loop.settling
 

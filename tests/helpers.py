@@ -1,9 +1,9 @@
-"""What several test files use: tiny trainings, refusals, comparisons, processes, and networks written out slowly.
+"""What several test files use: tiny trainings, refusals, comparisons, processes, networks written out slowly.
 
 Use:
     from helpers import equal, find, refused, train
-    train('sngan', tmp_path / 'run', '--steps', 2)                         # runs in this process, in about a second
-    find('sngan', tmp_path / 'find', '--steps', 1, '--rounds', 1)          # the ticket is tmp_path / 'find.pt'
+    train('sngan', tmp_path / 'run', '--steps', 2)                         # in this process, about a second
+    find('sngan', tmp_path / 'find', '--steps', 1, '--rounds', 1)          # the ticket: tmp_path / 'find.pt'
     refused(capsys, lambda: train('sngan', tmp_path, '--steps', 0), '--steps 0')
 
 Test files import this file, and never each other.
@@ -32,14 +32,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 COMMON = ['--batch', '8', '--metrics', 'none', '--log-every', '2', '--device', 'cpu', '--precision', 'fp32']
 TINY = {
-    'sngan': ['--data', 'emoji-faces', '--frac', '20', '--res', '16', '--ch-g', '8', '--ch-d', '8', '--g-batch', '8',
-              '--d-steps', '2', '--preset', 'paper', *COMMON],
+    'sngan': ['--data', 'emoji-faces', '--frac', '20', '--res', '16', '--ch-g', '8', '--ch-d', '8',
+              '--g-batch', '8', '--d-steps', '2', '--preset', 'paper', *COMMON],
     'biggan': ['--data', 'emoji', '--frac', '60', '--ch-g', '8', '--ch-d', '8', '--d-steps', '1', *COMMON],
     'stylegan2': ['--data', 'emoji-faces', '--frac', '20', '--res', '16', '--ch-g', '256', '--ch-d', '256',
                   '--ch-max', '16', *COMMON],
 }
 METHOD = ['--aug', 'diffaug', '--advaug', 'gd']
-SCORE = ['--metrics', 'fid', '--features', 'effnet', '--eval-samples', '12', '--eval-repeats', '1', '--cache', 'none']
+SCORE = ['--metrics', 'fid', '--features', 'effnet', '--eval-samples', '12', '--eval-repeats', '1',
+         '--cache', 'none']
 
 
 def without(flags, *names):
@@ -66,7 +67,7 @@ def train(model, out, *flags):
 
 
 def find(model, out, *flags):
-    """Find a ticket of tiny networks in this process, in the directory `out`; returns the path of the ticket, OUT.pt."""
+    """Find a ticket of tiny networks in this process, in the directory `out`; returns its path, OUT.pt."""
     own = [model, *TINY[model], '--out', out, '--ticket', f'{out}.pt', *flags]
     find_ticket.main(find_ticket.get_args([str(word) for word in own]))
     return f'{out}.pt'
@@ -91,7 +92,7 @@ def killed_at(call, function):
 # ---- refusals
 
 def refused(capsys, call, *words):
-    """A call exits 2 with one sentence on stderr that has these words; argparse's own may have the usage before it."""
+    """A call exits 2 with one sentence on stderr that has these words; argparse puts the usage before it."""
     capsys.readouterr()
     code = None
     try:
@@ -106,7 +107,7 @@ def refused(capsys, call, *words):
 
 
 def all_refused(capsys, get_args, table):
-    """Each command line of a table [(flags, words of the sentence)] is refused; says of all of them which are not."""
+    """Each command line of a table [(flags, words of the sentence)] is refused; names all that are not."""
     failures = []
     for flags, words in table:
         flags = [str(flag) for flag in flags]
@@ -132,7 +133,11 @@ def equal(a, b):
 def records(path):
     """The records of a .jsonl file without what depends on the clock and the machine."""
     clock = 'start', 'time', 'images_per_s', 'peak_mb'
-    return [{key: value for key, value in record.items() if key not in clock} for record in loop.read_jsonl(path)]
+    found = loop.read_jsonl(path)
+    for record in found:
+        for key in clock:
+            record.pop(key, None)
+    return found
 
 
 def same_checkpoints(a, b):
@@ -157,7 +162,7 @@ def same_tickets(a, b):
 
 
 def pruned_weights_are_zero(saved, masks):
-    """Under the masks {G, D} of a ticket, the weights of a checkpoint are 0 where pruned, and alive elsewhere."""
+    """Under the masks {G, D} of a ticket, the weights of a checkpoint are 0 where pruned, and only there."""
     for name in 'GDE':
         for key, keep in masks.get(name, masks['G']).items():
             assert not saved[name][key][~keep].any(), (name, key)
@@ -175,7 +180,8 @@ def free_port():
 
 def process(*words, **env):
     """python WORDS as a process of its own, with one thread and both outputs in one pipe."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT}/tests', **env}
+    path = [ROOT, f'{ROOT}/tests', os.environ.get('PYTHONPATH', '')]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(path), **env}
     return subprocess.Popen([sys.executable, *map(str, words)], env=env, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
@@ -210,7 +216,7 @@ def slow_sngan_G(G, z):
 
 
 def slow_sngan_D(D, x):
-    """The released discriminator: block 1 pools its shortcut before the 1x1, block 2 after it; sum pooling."""
+    """The released discriminator: block 1 pools its shortcut before the 1x1, block 2 after it; sums."""
     b = D.block1
     h = F.avg_pool2d(b.c2(F.relu(b.c1(x))), 2) + b.sc(F.avg_pool2d(x, 2))
     b = D.block2
@@ -226,8 +232,9 @@ def slow_attention(a, x):
     theta = a.theta(x).reshape(n, c // 8, -1)
     phi = F.max_pool2d(a.phi(x), 2).flatten(2)
     g = F.max_pool2d(a.g(x), 2).flatten(2)
-    share = torch.einsum('ncq,nck->nqk', theta, phi).softmax(2)                    # queries q, keys k: no 1 / sqrt(c)
-    return x + a.gamma * a.o(torch.einsum('nqk,nck->ncq', share, g).reshape(n, c // 2, height, width))
+    share = torch.einsum('ncq,nck->nqk', theta, phi).softmax(2)            # queries q, keys k: no 1 / sqrt(c)
+    mixed = torch.einsum('nqk,nck->ncq', share, g)
+    return x + a.gamma * a.o(mixed.reshape(n, c // 2, height, width))
 
 
 def slow_norm(m, x, c):
@@ -239,7 +246,7 @@ def slow_norm(m, x, c):
 
 
 def slow_biggan_G(G, z, y):
-    """The released generator, step by step: upsample, then convolve; attention at half the final resolution."""
+    """The released generator, step by step: upsample, then convolve; attention at half the resolution."""
     h = G.l1(z[:, :20]).view(len(z), -1, 4, 4)
     for i, b in enumerate(G.blocks):
         if h.shape[2] == G.res // 2:
@@ -251,7 +258,7 @@ def slow_biggan_G(G, z, y):
 
 
 def slow_biggan_D(D, x, y):
-    """The released discriminator: block 1 pools its shortcut before the 1x1, the others after it; sum pooling."""
+    """The released discriminator: block 1 pools its shortcut before the 1x1, the others after it; sums."""
     b = D.blocks[0]
     h = F.avg_pool2d(b.c2(F.relu(b.c1(x))), 2) + b.sc(F.avg_pool2d(x, 2))
     h = slow_attention(D.attention, h)
@@ -268,13 +275,13 @@ SLOW = {'sngan': (slow_sngan_G, slow_sngan_D), 'biggan': (slow_biggan_G, slow_bi
 
 
 def drawn_state():
-    """Weights of the FID Inception drawn by numpy, in the order of the sorted keys, for us and for the other tools."""
+    """Weights of the FID Inception drawn by numpy, by sorted keys, for us and for the other tools."""
     r, made = np.random.RandomState(0), {}
     shapes = {key: tuple(value.shape) for key, value in metrics.inception_graph().state_dict().items()}
     for key in sorted(key for key in shapes if not key.endswith('num_batches_tracked')):
         shape = shapes[key]
         if len(shape) > 1:
-            x = r.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5             # activations neither die nor explode
+            x = r.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5     # activations neither die nor grow
         elif key.endswith(('running_var', 'bn.weight')):
             x = r.uniform(0.8, 1.2, shape)
         else:

@@ -1,5 +1,6 @@
-"""find_ticket.py's methods end to end, tiny: exact counts, rewinding, resume, early-bird, slimming; and what starts
-from a ticket otherwise: other weights, a narrow dense network."""
+"""find_ticket.py's methods end to end, tiny: exact counts, rewinding, resume, early-bird, slimming, starts.
+
+Algorithm 1 itself, the method imp, is in test_scripts.py."""
 import copy
 import functools
 import json
@@ -8,8 +9,8 @@ import shutil
 
 import pytest
 import torch
-from helpers import (TINY, Killed, all_refused, equal, find, killed_at, parsed, refused, same_runs, same_tickets, train,
-                     without)
+from helpers import (TINY, Killed, all_refused, equal, find, killed_at, parsed, refused, same_runs,
+                     same_tickets, train, without)
 
 import find_ticket
 import gan
@@ -51,8 +52,8 @@ def tickets(found, method):
 # ---- masks
 
 @pytest.mark.parametrize('method, levels, data', [
-    ('imp', {0, 1, 2}, True), ('oneshot', {0, 1, 2}, True), ('random', {0, 1, 2}, False), ('init', {0, 1, 2}, False),
-    ('random-layers', {0, 2}, False), ('early-bird', {0, 2}, True)])
+    ('imp', {0, 1, 2}, True), ('oneshot', {0, 1, 2}, True), ('random', {0, 1, 2}, False),
+    ('init', {0, 1, 2}, False), ('random-layers', {0, 2}, False), ('early-bird', {0, 2}, True)])
 def test_every_method_leaves_exactly_as_many_weights_as_the_rounds_and_rewinds(found, method, levels, data):
     imp, own, start = tickets(found, 'imp'), tickets(found, method), theta_0()
     assert own.keys() == levels and equal(own[2], loop.load(f'{found[method]}.pt'))
@@ -61,7 +62,7 @@ def test_every_method_leaves_exactly_as_many_weights_as_the_rounds_and_rewinds(f
         for name in 'GD':
             assert prune.alive(own[k]['mask'][name]) == prune.alive(imp[k]['mask'][name])
             assert own[k]['sparsity'][name] == imp[k]['sparsity'][name]
-            same = method == 'imp' or k == 0 or (method, k) == ('oneshot', 1)      # the first round is one training
+            same = method == 'imp' or k == 0 or (method, k) == ('oneshot', 1)      # round 1 is one training
             assert equal(own[k]['mask'][name], imp[k]['mask'][name]) == same
     assert own[2]['data'] == (imp[2]['data'] if data else None) and imp[2]['data'] and own[0]['data'] is None
     assert os.path.exists(found[method] / 'round0') == data
@@ -109,6 +110,13 @@ def test_magnitudes_are_effective_where_the_model_scales_its_weights(tmp_path, m
     assert sparsity['effective'] > .3 > .1 > sparsity['raw']
 
 
+def test_finding_augments_only_where_it_is_asked_to():
+    """The paper's footnote 1; StyleGAN2's presets have DiffAugment."""
+    words = ['stylegan2', *TINY['stylegan2']]
+    for more, aug in (([], 'none'), (['--aug', 'diffaug'], 'diffaug'), (['--aug=ada'], 'ada')):
+        assert find_ticket.get_args([*words, *more]).flags.aug == aug
+
+
 # ---- slimming
 
 def test_slimming_prunes_whole_channels_of_G_next_to_the_count_of_the_rounds(found):
@@ -119,9 +127,9 @@ def test_slimming_prunes_whole_channels_of_G_next_to_the_count_of_the_rounds(fou
     for k in (1, 2):
         masks = own[k]['mask']['G']
         assert own[k]['mask']['D'] == {} and equal(own[k]['init'], start)
-        assert abs(prune.alive(masks) - prune.alive_after(dense, .2, k)) <= 2 * 8 * 9 / 2      # half a channel
+        assert abs(prune.alive(masks) - prune.alive_after(dense, .2, k)) <= 2 * 8 * 9 / 2  # half a channel
 
-        gone, alone = set(), set()                             # (norm, channel): behind it nothing, in front of it nothing
+        gone, alone = set(), set()                             # (norm, channel) with nothing behind, in front
         for norm, (front, behind) in norms.items():
             gone |= {(norm, c) for c in range(8) if not masks[behind][:, c].any()}
             if front:
@@ -160,15 +168,16 @@ def test_early_bird_stops_when_five_masks_agree_and_not_before(tmp_path, monkeyp
         find(tmp_path / name, '--method', 'early-bird', '--rounds', 3, '--eb-every', 30, *flags)
         return calls
     monkeypatch.setattr(find_ticket, 'train', scripted)
-    assert stretches('a', '--steps', 1000) == [30 * i for i in range(1, 9)]        # 3 that move, then the first of 5 alike
+    assert stretches('a', '--steps', 1000) == [30 * i for i in range(1, 9)]        # 3 move, then 5 alike
     assert 'step 240 of 1000, 76.0% of a training saved' in capsys.readouterr().out
     t = loop.load(tmp_path / 'a.pt')
     assert t['round'] == 3 and equal(t['mask']['D'], loop.load(tmp_path / 'a/masks.pt')['last'][0]['D'])
     assert not stretches('a', '--steps', 1000)                 # found already
     calls = stretches('a', '--steps', 1000, '--restart')
     assert calls[0] == 30 and calls[-1] == 240                 # nothing is left of the first finding
-    assert stretches('b', '--steps', 1000, '--eb-threshold', 1) == [30, 60, 90, 120, 150]      # five are needed
-    assert stretches('c', '--steps', 100) == [30, 60, 90, 100] and 'have not settled' in capsys.readouterr().out
+    assert stretches('b', '--steps', 1000, '--eb-threshold', 1) == [30, 60, 90, 120, 150]  # five are needed
+    assert stretches('c', '--steps', 100) == [30, 60, 90, 100]
+    assert 'have not settled' in capsys.readouterr().out
 
 
 def test_an_early_bird_is_what_one_shot_pruning_of_that_length_finds(found, tmp_path):
@@ -218,29 +227,24 @@ def test_tickets_that_are_missing_are_made_without_another_training(tmp_path, fo
 
 
 def test_other_settings_of_a_method_are_refused(tmp_path, found, capsys):
-    """Flags before, flags after, words: in a directory in which something was trained."""
-    failures = []
-    for before, after, word in (([], ['--method', 'oneshot'], "--method was 'imp', is 'oneshot'"),
-                                ([], ['--rank', 'raw'], '--rank was'), (BIRD, [*BIRD, '--eb-every', 2], '--eb-every was 1, is 2'),
-                                (BIRD, [*BIRD, '--rounds', 3], '--rounds was 1'),
-                                (BIRD, [*BIRD, '--eb-threshold', .5], '--eb-threshold was 1.0, is 0.5'),
-                                (SLIM, [*SLIM, '--slim', .2], '--slim was 0.1, is 0.2')):
-        out = tmp_path / str(len(failures))
-        common = ['--rounds', 1, '--steps', 1, '--out', out]
-        os.makedirs(out / 'round0', exist_ok=True)
+    """In a directory in which something was trained with the flags `before`."""
+    common = ['--rounds', 1, '--steps', 1]
+    imp = [(['--method', 'oneshot'], "--method was 'imp', is 'oneshot'"), (['--rank', 'raw'], '--rank was')]
+    slimming = [([*SLIM, '--slim', .2], '--slim was 0.1, is 0.2')]
+    bird = [([*BIRD, '--eb-every', 2], '--eb-every was 1, is 2'), ([*BIRD, '--rounds', 3], '--rounds was 1'),
+            ([*BIRD, '--eb-threshold', .5], '--eb-threshold was 1.0, is 0.5')]
+    for name, before, table in (('imp', [], imp), ('slimming', SLIM, slimming), ('bird', BIRD, bird)):
+        out = tmp_path / name
+        os.makedirs(out / 'round0')
         args = find_ticket.get_args([str(word) for word in ('sngan', *TINY['sngan'], *common, *before)])
         loop.write_json(out / 'args.json', {'identity': args.identity})
         (out / 'round0/last.pt').write_text('')
-        try:
-            refused(capsys, lambda common=common, after=after, out=out: find(out, *common, *after), word, '--restart')
-        except AssertionError as e:
-            failures.append(f'{before} {after}: {e}')
-    assert not failures, '\n'.join(failures)
+        all_refused(capsys, lambda flags, out=out: find(out, *common, *flags), table)
 
-    common = ['--steps', 2, '--method']                        # and where nothing was trained
-    refused(capsys, lambda: find(found['random'], *common, 'random', '--rounds', 2, '--rho', .4), '--rho was 0.2')
-    other = found['imp'] / 'ticket1.pt'
-    refused(capsys, lambda: find(found['random-layers'], *common, 'random-layers', '--like', other), '--like-hash was')
+    random = ['--method', 'random', '--rounds', 2, '--rho', .4]            # and where nothing was trained
+    layers = ['--method', 'random-layers', '--like', found['imp'] / 'ticket1.pt']
+    refused(capsys, lambda: find(found['random'], '--steps', 2, *random), '--rho was 0.2')
+    refused(capsys, lambda: find(found['random-layers'], '--steps', 2, *layers), '--like-hash was')
 
 
 # ---- refusals
@@ -248,20 +252,23 @@ def test_other_settings_of_a_method_are_refused(tmp_path, found, capsys):
 def test_what_finds_nothing_or_contradicts_the_method_is_refused(found, capsys):
     like, dense = f"{found['imp']}.pt", found['imp'] / 'ticket0.pt'
     layers = ['--method', 'random-layers', '--like', like]
-    tiny = [([*TINY['sngan'], *flags], words) for flags, words in (
+    table = [
         (['--rounds', 0], '--rounds 0'), (['--rho', 1], '--rho 1'), (['--rho', 0], '--rho 0'),
         (['--rewind', 60000], '--rewind 60000'), (['--mask', like], '--mask'), (['--bird'], '--bird'),
         (['--method', 'slimming'], '--prune g'), (['--slim', 0], '--slim 0'), (['--reinit'], '--mask TICKET'),
-        (['--method', 'random-layers'], '--like TICKET'), (['--like', 'x.pt'], ['--like x.pt', 'random-layers']),
-        ([*layers, '--rounds', 3], ['--rounds 3', '--like']), ([*layers, '--ch-g', 16], ['does not fit G', 'l1.weight']),
-        (['--method', 'random-layers', '--like', dense], 'round 0'), (['--eb-every', 5], ['--eb-every 5', 'early-bird']),
+        (['--method', 'random-layers'], '--like TICKET'),
+        (['--like', 'x.pt'], ['--like x.pt', 'random-layers']),
+        ([*layers, '--rounds', 3], ['--rounds 3', '--like']),
+        ([*layers, '--ch-g', 16], ['does not fit G', 'l1.weight']),
+        (['--method', 'random-layers', '--like', dense], 'round 0'),
+        (['--eb-every', 5], ['--eb-every 5', 'early-bird']),
         (['--method', 'early-bird', '--eb-every', 0], '--eb-every 0'),
-        (['--method', 'early-bird', '--eb-threshold', -1], '--eb-threshold -1'))]
-    wide = without(TINY['sngan'], '--ch-d')
-    tiny.append(([*wide, '--small-dense', like], ['--small-dense', '--ch-g 8']))
-    all_refused(capsys, lambda flags: find_ticket.get_args(['sngan', *flags]), tiny)
+        (['--method', 'early-bird', '--eb-threshold', -1], '--eb-threshold -1'),
+        (['--small-dense', like], ['--small-dense', '--ch-g 8'])]
+    all_refused(capsys, lambda flags: find_ticket.get_args(['sngan', *TINY['sngan'], *flags]), table)
+    biggan = ['biggan', '--data', 'emoji', *SLIM]
     all_refused(capsys, find_ticket.get_args, [
-        (['biggan', '--data', 'emoji', *SLIM], ['--slim', 'biggan', 'sngan']), (['vgg', '--data', 'emoji'], 'vgg')])
+        (biggan, ['--slim', 'biggan', 'sngan']), (['vgg', '--data', 'emoji'], 'vgg')])
 
 
 # ---- other starts from a ticket
@@ -276,7 +283,8 @@ def test_reinit_keeps_the_masks_and_is_compared_on_resume(tmp_path, found, capsy
 
 
 def test_a_small_dense_network_trains_resumes_and_is_found_by_its_content(tmp_path, found):
-    flags = [*without(TINY['sngan'], '--ch-g', '--ch-d'), '--small-dense', f"{found['imp']}.pt", '--out', str(tmp_path / 'r')]
+    flags = [*without(TINY['sngan'], '--ch-g', '--ch-d'), '--small-dense', f"{found['imp']}.pt"]
+    flags += ['--out', str(tmp_path / 'r')]
     for steps in ('1', '2'):
         G, D = train_sngan.main(train_sngan.get_args([*flags, '--steps', steps]))
     with open(tmp_path / 'r/args.json') as f:

@@ -1,13 +1,14 @@
-"""loop.py: the order of the data, random streams, settled BN, sums, files, what a resume compares, what falls due.
+"""loop.py: the order of the data, random streams, settled BN, sums, files, what a resume compares, when.
 
 Whole runs that stop, resume and end are in test_scripts.py."""
 import argparse
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import all_refused, refused
 
 import loop
 
@@ -20,15 +21,16 @@ def flags(*words):
 
 def test_every_image_is_seen_once_an_epoch_even_when_the_set_is_smaller_than_the_batch():
     for n, batch in ((10, 4), (10, 64), (7, 7)):
-        row = np.concatenate([loop.order(n, start, batch, seed=3) for start in range(0, 10 * n * batch, batch)])
+        starts = range(0, 10 * n * batch, batch)
+        row = np.concatenate([loop.order(n, start, batch, seed=3) for start in starts])
         for epoch in row[:len(row) // n * n].reshape(-1, n):
             assert sorted(epoch) == list(range(n))
-    assert list(loop.order(10, 25, 5, 0)) == list(loop.order(10, 20, 10, 0))[5:]       # position alone decides
+    assert list(loop.order(10, 25, 5, 0)) == list(loop.order(10, 20, 10, 0))[5:]           # by position alone
 
 
 def test_streams_and_steps_do_not_meet():
-    streams = [(seed, name, *step) for seed in (0, 1) for name in ('D', 'G') for step in ((), (1,), (1, 0), (2,))]
-    draws = {tuple(loop.rng(*stream).integers(2 ** 62, size=2)) for stream in streams}
+    streams = itertools.product((0, 1), ('D', 'G'), ((), (1,), (1, 0), (2,)))
+    draws = {tuple(loop.rng(seed, name, *step).integers(2 ** 62, size=2)) for seed, name, step in streams}
     assert len(draws) == 16
     assert loop.rng(0, 'D', 5).random() == loop.rng(0, 'D', 5).random()
 
@@ -100,7 +102,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_a_torn_line_of_a_jsonl_is_no_record(tmp_path):
     (tmp_path / 'x.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert loop.read_jsonl(tmp_path / 'x.jsonl') == [{'step': 1}, {'step': 2}] and not loop.read_jsonl(tmp_path / 'y')
+    assert loop.read_jsonl(tmp_path / 'x.jsonl') == [{'step': 1}, {'step': 2}]
+    assert loop.read_jsonl(tmp_path / 'none.jsonl') == []
 
 
 def test_digest_sees_every_number_and_name():
@@ -111,15 +114,19 @@ def test_digest_sees_every_number_and_name():
 
 
 def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, capsys):
-    for name, saved in (('last', {'G': 1, 'D': 1}), ('best', {'E': 1}), ('ticket', {'init': 1, 'mask': 1}), ('list', [1])):
+    files = {'last': {'G': 1, 'D': 1}, 'best': {'E': 1}, 'ticket': {'init': 1, 'mask': 1}, 'list': [1],
+             'code': {'init': 1, 'mask': np.float64(1)}}
+    for name, saved in files.items():
         torch.save(saved, tmp_path / f'{name}.pt')
     (tmp_path / 'text.pt').write_text('hello')
-    torch.save({'init': 1, 'mask': np.float64(1)}, tmp_path / 'code.pt')
-    for name, words in (('last', ['is a last.pt', 'give a ticket']), ('best', ['is a best.pt', 'give a ticket']),
-                        ('list', ['something else']), ('text', ['not a file of torch.save']),
-                        ('code', ['more than tensors']), ('none', ['no such file'])):
-        refused(capsys, lambda name=name: loop.read(tmp_path / f'{name}.pt', '--mask', 'init', 'mask'), *words)
-    assert loop.read(tmp_path / 'ticket.pt', '--mask', 'init', 'mask')
+
+    def read(words):
+        return loop.read(tmp_path / words[0], '--mask', 'init', 'mask')
+    all_refused(capsys, read, [
+        (['last.pt'], ['is a last.pt', 'give a ticket']), (['best.pt'], ['is a best.pt', 'give a ticket']),
+        (['list.pt'], 'something else'), (['text.pt'], 'not a file of torch.save'),
+        (['code.pt'], 'more than tensors'), (['none.pt'], 'no such file')])
+    assert read(['ticket.pt']) == files['ticket']
 
 
 # ---- what a resume compares
@@ -128,13 +135,15 @@ def test_what_changes_the_result_is_compared_and_names_the_directory(tmp_path, c
     monkeypatch.chdir(tmp_path)
     plain = loop.identity(flags(), data_fingerprint='x')
     assert plain == loop.identity(flags('--steps', 9, '--out', 'y', '--save-every', 2), data_fingerprint='x')
-    assert len({loop.digest(i) for i in (plain, loop.identity(flags('--seed', 1), data_fingerprint='x'),
-                                         loop.identity(flags(), data_fingerprint='y'))}) == 3
-    (tmp_path / 'args.json').write_text('{"identity": {"seed": 0, "betas": [0.0, 0.9], "data_fingerprint": "x"}}')
-    loop.compare('.', {'seed': 0, 'betas': (0., .9), 'data_fingerprint': 'x'})
+    other_seed = loop.identity(flags('--seed', 1), data_fingerprint='x')
+    other_data = loop.identity(flags(), data_fingerprint='y')
+    assert len({loop.digest(identity) for identity in (plain, other_seed, other_data)}) == 3
+    same = {'seed': 0, 'betas': (0., .9), 'data_fingerprint': 'x'}
+    loop.write_json('args.json', {'identity': same})
+    loop.compare('.', same)
     changed = {'seed': 1, 'betas': (0., .5), 'data_fingerprint': 'y'}
-    refused(capsys, lambda: loop.compare('.', changed), '--seed was 0, is 1', '--betas was [0.0, 0.9], is [0.0, 0.5]',
-            "--data-fingerprint was 'x', is 'y'", '--restart')
+    refused(capsys, lambda: loop.compare('.', changed), '--seed was 0, is 1', "fingerprint was 'x', is 'y'",
+            '--betas was [0.0, 0.9], is [0.0, 0.5]', '--restart')
 
 
 # ---- what falls due
