@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, ticket, capsys):
 
 # ---- classes
 
-def test_every_image_meets_D_with_its_own_class(tmp_path, monkeypatch):
+def test_every_image_meets_D_with_its_own_class(tmp_path, monkeypatch, settled_on_two_batches):
     seen, plain = [], gan.d_loss
 
     def spy(D, real, fake, args, sums, y, y_fake, **more):
@@ -148,6 +148,7 @@ def test_samples_and_reals_have_a_row_per_class_and_generate_makes_the_same(
     assert (shown[0] - shown[1]).abs().mean() > 0              # the class reaches the image
 
 
+@pytest.mark.slow
 def test_a_conditional_score_is_recorded_with_its_protocol_and_stands_in_the_report(
         tmp_path, ticket, settled_on_two_batches):
     score = [*SCORE, '--metrics', 'fid,copy', '--steps', 2, '--eval-every', 1]
@@ -186,7 +187,8 @@ def test_a_converted_imagenet_trains_scores_and_brings_its_protocol(tmp_path, se
 
 # ---- tickets and resume
 
-def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(tmp_path, ticket):
+def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(
+        tmp_path, ticket, settled_on_two_batches):
     t, dense = loop.load(ticket), loop.load(ticket.replace('find.pt', 'find/ticket0.pt'))
     for name, net in zip('GD', train_biggan.build(parsed('biggan'))):
         assert prune.alive(t['mask'][name]) == prune.alive_after(prune.alive(dense['mask'][name]), .2, 2)
@@ -198,7 +200,7 @@ def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(tmp_path, t
     assert saved['G']['shared.weight'].any() and saved['E']['shared.weight'].any()
 
 
-def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, settled_on_two_batches):
     flags = [*METHOD, '--mirror', '--d-steps', 2, '--ema-start', 1]
     train(tmp_path / 'cut', *flags, '--steps', 2)
     train(tmp_path / 'cut', *flags, '--steps', 4)

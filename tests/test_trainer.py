@@ -451,7 +451,8 @@ def test_every_kind_of_training_runs_and_moves_both_networks(tmp_path, model, se
 
 
 @pytest.mark.parametrize('model', ['sngan', 'biggan'])
-def test_the_average_is_G_itself_up_to_its_start_and_follows_its_decay_from_then_on(tmp_path, model):
+def test_the_average_is_G_itself_up_to_its_start_and_follows_its_decay_from_then_on(
+        tmp_path, model, settled_on_two_batches):
     saved = []
     for steps in (2, 3):
         train(model, tmp_path, '--steps', steps, '--ema-start', 2, '--ema', .75)
