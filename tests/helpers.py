@@ -8,10 +8,9 @@ Use:
 
 Test files import this file, and never each other.
 """
-import contextlib
 import importlib
-import io
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -167,6 +166,25 @@ def pruned_weights_are_zero(saved, masks):
         for key, keep in masks.get(name, masks['G']).items():
             assert not saved[name][key][~keep].any(), (name, key)
             assert saved[name][key][keep].any(), (name, key)
+
+
+# ---- files
+
+def write_cifar(name, root, monkeypatch):
+    """CIFAR as its archive unpacks, 3 images a file; returns torchvision's class, which then checks no sums."""
+    import torchvision
+    kind = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
+    os.makedirs(root / kind.base_folder)
+    key = 'labels' if name == 'cifar10' else 'fine_labels'
+    for file, _ in kind.train_list + kind.test_list:
+        x = np.arange(3 * 3072).reshape(3, 3072).astype(np.uint8)
+        with open(root / kind.base_folder / file, 'wb') as f:
+            pickle.dump({'data': x, key: [0, 1, 2]}, f)
+    with open(root / kind.base_folder / kind.meta['filename'], 'wb') as f:
+        pickle.dump({kind.meta['key']: ['a', 'b', 'c']}, f)
+    monkeypatch.setattr(kind, '_check_integrity', lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *args: True)
+    return kind
 
 
 # ---- processes

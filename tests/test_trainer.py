@@ -1,6 +1,7 @@
 """gan.py and trainer.py: updates against a plain loop, Eqs. 3-6 in closed form, flags, classes, widths."""
 import contextlib
 import copy
+import functools
 import itertools
 from argparse import Namespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import METHOD, SLOW, TINY, all_refused, equal, parsed, refused, script, train
+from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
 
 import find_ticket
@@ -387,6 +388,24 @@ def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
     seen = {'train': (torch.tensor([1., -1., 2.]),), 'gen': (torch.tensor([-1., -2., 3., 4.]),)}
     expected = {'D_train': 2 / 3, 'acc_train': 2 / 3, 'D_gen': 1., 'acc_gen': .5}
     assert trainer.accuracies(judge, **seen) == pytest.approx(expected)
+
+
+def test_the_best_generator_is_that_of_the_lowest_choosing_half_and_keeps_its_record(tmp_path):
+    run = Namespace(model='sngan', rank=0, args=Namespace(seed=0), path=lambda name: f'{tmp_path}/{name}')
+    run.say = print
+    run.append = functools.partial(loop.Run.append, run)
+    net, best = torch.nn.Linear(1, 1, bias=False), []
+    for run.step, choose in ((1, 5.), (2, 3.), (3, 4.), (4, 2.), (5, 9.)):
+        net.weight.data.fill_(run.step)
+        scores = [{'FID': {'choose': choose + d, 'report': 7., 'all': 8.}, 'is': (d, 0.)} for d in (-1., 1.)]
+        trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}})
+        saved = loop.load(tmp_path / 'best.pt')
+        assert saved['E']['weight'].item() == saved['step'] == saved['score']['step']
+        best.append(saved['step'])
+    assert best == [1, 2, 2, 4, 4]
+    record = loop.read_jsonl(tmp_path / 'metrics.jsonl')[1]
+    assert record == {'step': 2, 'score': 'FID', 'choose': 3., 'choose_std': 1., 'report': 7., 'report_std': 0.,
+                      'all': 8., 'all_std': 0., 'is': 0., 'is_std': 0., 'protocol': {'n': 2}}
 
 
 # ---- widths
