@@ -57,14 +57,14 @@ def pictures(folder, count, size=(20, 20), shade=0):
 
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         tmp_path, ticket, monkeypatch, settled_on_two_batches):
-    """Ticket, DiffAugment, AdvAug and scores; killed in step 6, two steps after its last checkpoint."""
-    flags = ['--mask', ticket, *METHOD, '--steps', 9, '--save-every', 2, '--log-every', 1,
+    """Ticket, DiffAugment, AdvAug and scores; killed in step 5, after the save and the score of step 3."""
+    flags = ['--mask', ticket, *METHOD, '--steps', 9, '--save-every', 8, '--log-every', 1,
              *SCORE, '--eval-every', 3, '--eval-repeats', 2]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(gan, 'g_loss', killed_at(6, gan.g_loss))
+        patch.setattr(gan, 'g_loss', killed_at(5, gan.g_loss))
         train(tmp_path / 'cut', *flags)
-    assert loop.load(tmp_path / 'cut/last.pt')['step'] == 4
-    assert [line['step'] for line in loop.read_jsonl(tmp_path / 'cut/log.jsonl')] == [1, 2, 3, 4, 5]
+    assert loop.load(tmp_path / 'cut/last.pt')['step'] == 3
+    assert [line['step'] for line in loop.read_jsonl(tmp_path / 'cut/log.jsonl')] == [1, 2, 3, 4]
     for name in ('log.jsonl', 'metrics.jsonl'):                # newer than the checkpoint, and torn
         with open(tmp_path / 'cut' / name, 'a') as f:
             f.write('{"step": 8, "score": "FD-effnet", "choose": 0}\n{"step": 3')
@@ -260,14 +260,15 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
         tmp_path, monkeypatch, settled_on_two_batches):
     def broken(*args, **kwargs):
         raise ZeroDivisionError
-    train(tmp_path, '--steps', 2, *SCORE, '--metrics', 'none')
+    train(tmp_path / 'later', '--steps', 1, *SCORE, '--metrics', 'none')
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr('metrics.evaluate', broken)
-        train(tmp_path, '--steps', 2, *SCORE)
+        train(tmp_path / 'failed', '--steps', 1, *SCORE)
     monkeypatch.setattr(gan, 'd_loss', None)                   # no step is trained again
-    for _ in range(2):
-        train(tmp_path, '--steps', 2, *SCORE)
-    assert [score['step'] for score in loop.read_jsonl(tmp_path / 'metrics.jsonl')] == [2]
+    for name in ('later', 'failed'):
+        for _ in range(2):
+            train(tmp_path / name, '--steps', 1, *SCORE)
+        assert [score['step'] for score in loop.read_jsonl(tmp_path / name / 'metrics.jsonl')] == [1]
 
 
 def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(

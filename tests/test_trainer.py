@@ -242,6 +242,24 @@ def test_reals_alone_both_or_D_alone_are_augmented_as_asked(monkeypatch):
         assert D.seen[0] == g_sees
 
 
+def test_D_tells_ADA_and_LeCam_its_logits_and_reals_and_fakes_meet_one_draw_of_T(monkeypatch):
+    draws, told = [], {}
+
+    def draw(policy, x, p=None):
+        draws.append((policy, len(x), p))
+        return lambda x: x
+    monkeypatch.setattr(gan.augment, 'draw', draw)
+    args = parsed('sngan', '--aug', 'ada', '--lecam')
+    _, D = double_networks(args)
+    real, fake = torch.rand(2, 8, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    loss = gan.d_loss(D, real, fake, args, sums_of_gan(), ada=Namespace(p=.3, add=told.update),
+                      lecam=lambda on_real, on_fake: 7 * (on_real - 2 * on_fake).mean())
+    assert torch.equal(told['real'], D(real)) and torch.equal(told['fake'], D(fake)) and len(told) == 2
+    hinge = F.relu(1 - D(real)).mean() + F.relu(1 + D(fake)).mean()
+    assert torch.allclose(loss, hinge + 7 * (D(real) - 2 * D(fake)).mean())
+    assert draws == [('bgc', 16, .3)]
+
+
 def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
     args = parsed('stylegan2', '--aug', 'diffaug', '--loss', 'logistic')
     G, D = (net.double() for net in script('stylegan2').build(args))
