@@ -142,33 +142,33 @@ def test_bad_input_ends_with_one_sentence_and_code_2(call, words, tmp_path, caps
 
 def labelled(n=300, classes=3):
     x = torch.arange(n).view(n, 1, 1, 1).expand(n, 3, 8, 8).to(torch.uint8)
-    return images.part(x, [i % classes if i % 10 else 0 for i in range(n)])
+    return images.Split(x, [i % classes if i % 10 else 0 for i in range(n)])
 
 
 def test_subsets_are_nested_stratified_and_seeded():
     split = labelled()
-    share = np.bincount(split['labels']) / 300
+    share = np.bincount(split.labels) / 300
     last = set()
     for count in (3, 30, 60, 150, 300):
-        rows, left = images.cut(split, count, 0, 'random', None)
+        rows, left = images.choose_rows(split, count, 0, 'random', None)
         assert len(rows) == count and len(rows) + len(left) == 300 and not set(rows) & set(left)
         assert last <= set(rows)                                # 10 % lies inside 20 %
-        assert np.abs(np.bincount(split['labels'][rows], minlength=3) - count * share).max() <= 1.5
+        assert np.abs(np.bincount(split.labels[rows], minlength=3) - count * share).max() <= 1.5
         last = set(rows)
-    assert set(images.cut(split, 30, 1, 'random', None)[0]) != set(images.cut(split, 30, 0, 'random', None)[0])
-    assert images.cut(split, 30, 5, 'first', None)[0].tolist() == list(range(30))
+    assert set(images.choose_rows(split, 30, 1, 'random', None)[0]) != set(images.choose_rows(split, 30, 0, 'random', None)[0])
+    assert images.choose_rows(split, 30, 5, 'first', None)[0].tolist() == list(range(30))
 
 
 def test_groups_are_never_cut_apart_and_holdout_is_never_trained_on():
     split = labelled()
-    split['groups'] = np.arange(300) // 7
+    split.groups = np.arange(300) // 7
     for count in (20, 100, 299):
-        rows, left = images.cut(split, count, 0, 'random', None)
-        assert 0 < len(rows) <= count and not set(split['groups'][rows]) & set(split['groups'][left])
-    rows, held = images.cut(split, 300, 0, 'random', 50)
+        rows, left = images.choose_rows(split, count, 0, 'random', None)
+        assert 0 < len(rows) <= count and not set(split.groups[rows]) & set(split.groups[left])
+    rows, held = images.choose_rows(split, 300, 0, 'random', 50)
     assert 40 <= len(held) <= 56 and len(rows) + len(held) == 300
-    assert not set(split['groups'][rows]) & set(split['groups'][held])
-    small, same = images.cut(split, 60, 0, 'random', 50)
+    assert not set(split.groups[rows]) & set(split.groups[held])
+    small, same = images.choose_rows(split, 60, 0, 'random', 50)
     assert set(same) == set(held) and set(small) < set(rows)
 
 
@@ -327,7 +327,7 @@ def test_tiny_imagenet_is_refused_with_the_place_to_get_it(fault, tmp_path, caps
         with pytest.raises(SystemExit):
             call('tiny-imagenet', root=str(tmp_path), res=64)
         error = capsys.readouterr().err
-        assert error.count('\n') == 1 and 'tiny-imagenet-200' in error and (fault == 'text' or images.TINY in error)
+        assert error.count('\n') == 1 and 'tiny-imagenet-200' in error and (fault == 'text' or images.TINY_URL in error)
 
 
 def write_imagenet(root):
@@ -489,7 +489,7 @@ def write_set(path, n, res, classes=2, sparse=False):
     """A converted set as convert leaves it, of random rows or of none at all; returns its folder."""
     os.makedirs(path)
     with open(path / 'train.npy', 'wb') as f:
-        start = images.header(f, n, res)
+        start = images.write_header(f, n, res)
         if sparse:
             f.truncate(start + n * 3 * res * res)
         else:
@@ -643,7 +643,7 @@ def slow_permutation(labels, groups, seed):
 
 
 def slow_cut(train, count, seed, subset, holdout):
-    groups, labels = train['groups'], train['labels'].numpy()
+    groups, labels = train.groups, train.labels.numpy()
     order = np.unique(groups) if subset == 'first' else slow_permutation(labels, groups, seed)
     members = defaultdict(list)
     for row, g in enumerate(groups):
@@ -657,26 +657,26 @@ def slow_cut(train, count, seed, subset, holdout):
 
 
 def test_subsets_stay_what_they_were():
-    rng, emoji = np.random.default_rng(0), images.emoji('emoji', 32)[0]
-    splits = [labelled(), emoji, images.part(torch.zeros(500, 1), np.sort(rng.integers(0, 40, 500))),
-              images.part(torch.zeros(500, 1), rng.integers(0, 40, 500), rng.permutation(500) // 3 * 7 - 50)]
+    rng, emoji = np.random.default_rng(0), images.read_emoji('emoji', 32)[0]
+    splits = [labelled(), emoji, images.Split(torch.zeros(500, 1), np.sort(rng.integers(0, 40, 500))),
+              images.Split(torch.zeros(500, 1), rng.integers(0, 40, 500), rng.permutation(500) // 3 * 7 - 50)]
     for split, seed, subset in itertools.product(splits, (0, 3), ('random', 'first')):
-        n, labels = len(split['groups']), split['labels'].numpy()
-        assert (images.permutation(labels, split['groups'], seed) == slow_permutation(
-            labels, split['groups'], seed)).all()
+        n, labels = len(split.groups), split.labels.numpy()
+        assert (images.stratified_permutation(labels, split.groups, seed) == slow_permutation(
+            labels, split.groups, seed)).all()
         for count, holdout in ((0, None), (1, None), (n // 10, None), (n, None), (n // 3, 20), (n, n - 1)):
-            new, old = (f(split, count, seed, subset, holdout) for f in (images.cut, slow_cut))
+            new, old = (f(split, count, seed, subset, holdout) for f in (images.choose_rows, slow_cut))
             assert [rows.tolist() for rows in new] == old and all(rows.dtype.kind == 'i' for rows in new)
 
 
 def test_subsets_of_imagenet_are_drawn_in_seconds():
     n = 1281167
     rows = images.Rows(np.empty((0, 3, 128, 128), np.uint8), np.arange(n), 'd')
-    train, start = images.part(rows, np.sort(np.random.default_rng(0).integers(0, 1000, n))), time.time()
-    keep, left = images.cut(train, n // 10, 0, 'random', None)
-    chosen, held = images.pick(train, keep), images.pick(train, left)
-    assert len(chosen['images']) == n // 10 and len(held['images']) == n - n // 10
-    assert np.bincount(chosen['labels']).min() > 80 and time.time() - start < 5
+    train, start = images.Split(rows, np.sort(np.random.default_rng(0).integers(0, 1000, n))), time.time()
+    keep, left = images.choose_rows(train, n // 10, 0, 'random', None)
+    chosen, held = train.part(keep), train.part(left)
+    assert len(chosen.images) == n // 10 and len(held.images) == n - n // 10
+    assert np.bincount(chosen.labels).min() > 80 and time.time() - start < 5
 
 
 def test_names_are_as_many_as_classes(tmp_path, monkeypatch):
@@ -837,9 +837,9 @@ def test_a_survey_reads_heads_of_some_files_evenly_spread():
         chunk = b'IHDR' + struct.pack('>2I5B', 10 + i, 500, 8, 2, 0, 0, 0)
         return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + struct.pack('>2I', zlib.crc32(chunk), 9) + b'IDAT'
     read = []
-    found = images.survey(list(range(1999)), lambda i: read.append(i) or head(i))
+    found = images.survey_sizes(list(range(1999)), lambda i: read.append(i) or head(i))
     assert read == list(range(0, 1999, 4)) and found == [(10 + i, 500) for i in read]
-    assert len(images.survey(list(range(500)), head)) == 500
+    assert len(images.survey_sizes(list(range(500)), head)) == 500
 
 
 def test_the_report_says_sizes_duplicates_and_what_may_spoil_a_training(tmp_path):
