@@ -92,7 +92,7 @@ def add_flags(group, experiments=None):
     group.add_argument('--frac', default='1.0',
                        help='share of the training images, 0 < F <= 1, or a whole number of images above 1')
     group.add_argument('--res', type=int,
-                       help='width and height of the images in pixels (default: as the preset or the data ask)')
+                       help='width and height of the images in pixels (default: by preset or data)')
     group.add_argument('--mirror', action=argparse.BooleanOptionalAction, default=False,
                        help='mirror half of the images, chosen at random')
     group.add_argument('--check-data', action='store_true', help='look through the data, report and exit')
@@ -191,16 +191,13 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
     plain     keep one skin tone of each emoji, for networks that are conditioned on the class
 
     Returns a namespace. Its images are tensors, or Rows where the set is a converted one:
-        images           uint8 [N, 3, res, res], the training images
-        labels           int64 [N], their classes
-        classes          list of the names of all classes
-        holdout          uint8 [M, 3, res, res], images that training never sees, or None
-        holdout_labels   int64 [M] or None
-        ref, ref_name    uint8 [R, 3, res, res], the reference of the scores, and its name
-        index            list of N ints, the rows of the training images in the whole set
-        fingerprint      16 hexadecimal digits, which depend on images and labels
-        report           list of sentences on what was found
-        name, total      the name of the set, and the number of images that the subset was drawn from
+        images, labels             the training images, uint8 [N, 3, res, res], and their classes, int64 [N]
+        classes                    the names of all classes
+        holdout, holdout_labels    images that training never sees, [M, 3, res, res] and [M]; None if M is 0
+        ref, ref_name              the images that scores compare with, [R, 3, res, res], and their name
+        index, total               the rows chosen, N ints, out of the `total` rows of the set
+        fingerprint                16 hexadecimal digits, which depend on images and labels
+        name, report               the name of the set, and a list of sentences on what was found
 
     Exits with code 2 and one sentence where the set is not there, holds no image, or contradicts an argument.
     """
@@ -395,7 +392,7 @@ def read_set(data, root, res, crop, strict):
     return read_folder(data, root, res, crop, strict)
 
 
-def resize(x, res):
+def resize_bicubic(x, res):
     """uint8 [N, C, H, W] -> uint8 [N, C, res, res], bicubic and antialiased."""
     if x.shape[2:] == (res, res):
         return x
@@ -422,7 +419,7 @@ def read_cifar(name, root, res):
 
     def as_split(part):
         x = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()  # [N, 3, 32, 32]
-        return Split(resize(x, res), part.targets)
+        return Split(resize_bicubic(x, res), part.targets)
     return as_split(train), as_split(test), train.classes, []
 
 
@@ -457,7 +454,7 @@ def read_fashion(root, res):
     def to_rgb_images(x):
         x = F.pad(x, (2, 2, 2, 2))  # [N, 32, 32]
         x = x[:, None].repeat(1, 3, 1, 1)  # [N, 3, 32, 32]
-        return resize(x, res)
+        return resize_bicubic(x, res)
     train = Split(to_rgb_images(x), labels)
     test = Split(to_rgb_images(x_test), labels_test)
     return train, test, CLOTHES, []
@@ -487,7 +484,7 @@ def read_emoji(name, res):
     rows, columns = sheet.shape[0] // size, sheet.shape[1] // size
     grid = sheet.reshape(rows, size, columns, size, 3)
     tiles = grid.transpose(0, 2, 4, 1, 3).reshape(-1, 3, size, size)[:n]  # [N, 3, size, size]
-    x = resize(torch.from_numpy(tiles.copy()), res)
+    x = resize_bicubic(torch.from_numpy(tiles.copy()), res)
     whole = Split(x, about['class'], about['base'], np.array(about['plain'], bool))
     if name == 'emoji':
         return whole, None, info['classes'], []
@@ -1377,7 +1374,7 @@ def save_grid(path, images, columns=8):
 
 def main(argv=None):
     """Convert a data set, and say what is in it."""
-    parser = argparse.ArgumentParser(description='Convert a data set to one file, out of which training reads.')
+    parser = argparse.ArgumentParser(description='Convert a data set to one file that training reads.')
     parser.add_argument('data', metavar='NAME|FOLDER|ZIP',
                         help=f"{', '.join(CONVERTED)}, ffhq, lsun-..., or images (sub-folders are classes)")
     parser.add_argument('--root', default='datasets',

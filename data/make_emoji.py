@@ -126,7 +126,7 @@ def font_version(path):
     return found[1].replace(b'\0', b'').decode()
 
 
-def draw(font, text):
+def draw_glyph(font, text):
     """One emoji on white, 128x128, pixel for pixel as the font stores it; None if it is not one glyph."""
     # A sequence without a glyph of its own is as wide as its parts. An unknown character is empty.
     one_glyph = font.getlength(text) == font.getlength('😀')
@@ -284,7 +284,7 @@ def main(argv=None):
     # Draw what the font has. The list may be newer than the font.
     drawn = {}
     for entry in listed:
-        image = draw(font, entry.text)
+        image = draw_glyph(font, entry.text)
         if image is not None:
             drawn[entry] = image
     faces = {entry: image for entry, image in drawn.items() if is_face(entry)}
