@@ -1,73 +1,136 @@
-"""What training left on the disk: runs, the findings of their tickets, their cost; and what was published of the same.
+"""What trainings leave on the disk: flags, log, scores, cost, tickets; and curves and sample grids of runs.
 
 Use:
-    import results
-    for run in results.collect('runs'):
+    import runs
+    for run in runs.collect('runs'):
         print(run['label'], run['state'], run['images'], run['seconds'])
+    for name, figure, caption in runs.curves(runs.collect('runs')):
+        figure.savefig(name)
 
-Reads args.json, log.jsonl, metrics.jsonl and tickets, whole or torn; what cannot be read is left out.
+Reads args.json, log.jsonl, metrics.jsonl, samples and tickets.  What is missing, cut off or torn is left out.
+
+A run is a dict:
+    path      its directory
+    model     sngan, biggan or stylegan2
+    flags     the flags of args.json, resolved
+    seed      the flag --seed
+    log       the records of log.jsonl
+    scores    the records of metrics.jsonl that are complete and of the last record's kind (FID, FD-effnet)
+    sparsity  {G, D}: the share of the prunable weights that are zero
+    label     what was trained and how, in words
+    images    how many images D has seen
+    seconds   of all ranks together
+    device    what it ran on, or None
+    state     what is wrong with it, '' for nothing
+A finding is what one command of find_ticket.py makes, a dict:
+    out, ticket         its directory, and the path of the last ticket
+    method, rounds      how it prunes, and how often
+    steps               G updates of one training, 0 for the preset's
+    like, init_from     the ticket and the checkpoint that it starts from, or None
 """
 import contextlib
-import csv
 import glob
-import importlib
 import json
 import os
 import pickle
 import re
 
+import numpy as np
+from PIL import Image, ImageDraw
+
 import loop
 
-SCORED = {'step', 'score', 'all', 'all_std', 'choose', 'report', 'report_std', 'protocol'}     # of a line that counts
-FURTHER = 'is', 'kid', 'prdc', 'copy'                           # each with its own entry in the protocol
-PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'docs', 'paper.csv')          # published numbers
-USUAL = dict(steps=50000, batch=64, d_steps=5, g_batch=64, lr_g=2e-4, lr_d=2e-4, betas=[0., .9], adam_eps=1e-8,
-             ema=.999, ema_start=0, mirror=False, res=32, loss='hinge', subset='random', adv_step=.01, adv_pgd=1,
-             adv_eps=None, adv_lambda_g=1., adv_lambda_d=1., adv_cut_g=1, adv_cut_d=-1, adv_sign='adversary',
-             narrow=False, aug_on='both', lecam=None)    # of a published run, but for its preset
-WIDTHS = {'sngan': (256, 128), 32: (96, 96), 64: (80, 80), 128: (96, 96)}
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+except ImportError:
+    matplotlib = None
+CAN_DRAW = matplotlib is not None                              # else there are no figures, and pages say so
+
+# What a record of metrics.jsonl has when it is complete.
+SCORE_KEYS = {'step', 'score', 'all', 'all_std', 'choose', 'report', 'report_std', 'protocol'}
+# Scores with an entry of their own in the protocol.
+FURTHER = 'is', 'kid', 'prdc', 'copy'
+
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7',         # Okabe and Ito, for all eyes
+           '#E69F00', '#56B4E9', '#000000', '#999999']
+DASHES = ['-', '--', ':', '-.']
+MARKERS = 'osD^vXP'
+WINDOW = 9                                                     # log lines in the mean of D's accuracies
+
+if CAN_DRAW:
+    matplotlib.rcParams.update({
+        'font.size': 9, 'axes.titlesize': 9, 'axes.axisbelow': True, 'hatch.linewidth': .6,
+        'axes.spines.top': False, 'axes.spines.right': False})
 
 
-def records(path):
-    """The records of a .jsonl file that are whole and have a step."""
-    found = []
-    if os.path.isfile(path):
-        with open(path, errors='replace') as f:
-            for line in f:
-                with contextlib.suppress(ValueError):
-                    found.append(json.loads(line))
-    return [r for r in found if isinstance(r, dict) and 'step' in r]
-
+# ---- files
 
 def read_json(path):
-    """A file's value, None where there is no whole one."""
+    """The value of a JSON file, None where there is no whole file."""
     with contextlib.suppress(OSError, ValueError), open(path) as f:
         return json.load(f)
 
 
-def read(directory):
-    """A run {path, flags, model, log, scores, label, sparsity, images, seconds, ...}, None without its args.json.
+def read_records(path):
+    """The records of a .jsonl file that are whole and have a step."""
+    records = []
+    if os.path.isfile(path):
+        with open(path, errors='replace') as f:
+            for line in f:
+                with contextlib.suppress(ValueError):
+                    records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict) and 'step' in r]
 
-    images: that D has seen. seconds: of all ranks; a resumed process counts from 0 again, at another start."""
+
+def ticket_masks(path):
+    """{G, D} -> {parameter name: mask} of a ticket file, None where there is no whole file."""
+    with contextlib.suppress(OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+        return loop.load(path)['mask']
+
+
+# ---- runs
+
+def read_run(directory):
+    """The run in a directory, None where there is no whole args.json."""
     saved = read_json(f'{directory}/args.json')
     if not saved or 'args' not in saved:
         return None
-    flags, log = saved['args'], records(f'{directory}/log.jsonl')
-    scores = [s for s in records(f'{directory}/metrics.jsonl') if SCORED <= s.keys()]
+    flags = saved['args']
+    versions = saved.get('versions', {})
+    log = read_records(f'{directory}/log.jsonl')
+    last_line = log[-1] if log else {}
+    sparsity = {net: round(last_line.get(f'sparsity_{net}', 0.), 4) for net in 'GD'}
+
+    # A resumed process counts its seconds from 0 again, and its lines have another start.
+    ends = {line.get('start'): line.get('time', 0.) for line in log}
+    seconds = sum(ends.values()) * versions.get('ranks', 1)
+
+    # Where a resumed training has changed the kind of its score, the last kind counts.
+    scores = [s for s in read_records(f'{directory}/metrics.jsonl') if SCORE_KEYS <= s.keys()]
     scores = [s for s in scores if s['score'] == scores[-1]['score']]
-    sparsity = {n: round(log[-1].get(f'sparsity_{n}', 0.), 4) if log else 0. for n in 'GD'}
-    versions, ends = saved.get('versions', {}), {line.get('start'): line.get('time', 0.) for line in log}
-    run = {'path': directory, 'flags': flags, 'log': log, 'scores': scores, 'sparsity': sparsity,
-           'model': saved['identity']['model'], 'label': label(flags, sparsity), 'seed': flags.get('seed', 0),
-           'images': log[-1].get('kimg', 0.) * 1000 if log else 0.,
-           'seconds': sum(ends.values()) * versions.get('ranks', 1),
-           'device': {'cpu': 'CPU'}.get(versions.get('device'), versions.get('device'))}
-    return {**run, 'state': state(run), 'finished': bool(log) and log[-1]['step'] >= flags['steps']}
+
+    device = versions.get('device')
+    run = {
+        'path': directory,
+        'model': saved['identity']['model'],
+        'flags': flags,
+        'seed': flags.get('seed', 0),
+        'log': log,
+        'scores': scores,
+        'sparsity': sparsity,
+        'label': run_label(flags, sparsity),
+        'images': last_line.get('kimg', 0.) * 1000,
+        'seconds': seconds,
+        'device': 'CPU' if device == 'cpu' else device}
+    run['state'] = run_state(run)
+    return run
 
 
-def state(run):
-    """What is wrong with a run, '' for nothing: 'unfinished at step 20 of 50'."""
-    steps, step = run['flags']['steps'], run['log'][-1]['step'] if run['log'] else 0
+def run_state(run):
+    """What is wrong with a run: 'unfinished at step 20 of 50', '' for nothing."""
+    steps = run['flags']['steps']
+    step = run['log'][-1]['step'] if run['log'] else 0
     if step < steps:
         return f'unfinished at step {step} of {steps}'
     if not os.path.exists(f"{run['path']}/last.pt"):
@@ -78,170 +141,347 @@ def state(run):
     return '' if scored >= steps else f'scored at step {scored} of {steps}'
 
 
-def pick(paths):
-    """The best run of directories that hold the same training: a whole one, else the first that there is, else None."""
-    runs = [r for r in map(read, paths) if r]
-    return next((r for r in runs if not r['state']), runs[0] if runs else None)
-
-
-def collect(folder):
-    """Every run below a folder that has a log line, dense ones first."""
-    paths = sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True))
-    runs = [r for r in map(read, map(os.path.dirname, paths)) if r and r['log']]
-
-    def order(r):                                              # dense first, then by sparsity, plain before augmented
-        f, pruned = r['flags'], max(r['sparsity'].values())
-        return f['data'], pruned, f['aug'] != 'none', f['advaug'] != 'none', f['seed'], f['steps']
-    return sorted(runs, key=order)
-
-
-def label(flags, sparsity):
-    """What a run trained: 'ticket 36.00 % + DiffAug + AdvAug'."""
+def run_label(flags, sparsity):
+    """What a run trained and how: 'ticket 36.00% + DiffAug + AdvAug, seed 1'."""
     pruned = max(sparsity.values())
     words = [f'ticket {pruned:.2%}' if pruned else 'dense']
-    words += [word for key, word in (('reinit', 'other weights'), ('small_dense', 'narrow'), ('slim', 'slimming'))
-              if flags.get(key)]
+    for key, word in (('reinit', 'other weights'), ('small_dense', 'narrow'), ('slim', 'slimming')):
+        if flags.get(key):
+            words.append(word)
+
     if flags['aug'] != 'none':
-        fixed = f" p {flags['ada_p']:g}" if flags.get('ada_p') is not None else ''
-        on = {'real': ' on reals only', 'd': " in D's updates only"}.get(flags.get('aug_on'), '')
-        words.append({'diffaug': 'DiffAug', 'ada': 'ADA'}[flags['aug']] + fixed + on)
-    words += ['R_LC'] if flags.get('lecam') else []
-    words += [f"margin {flags['margin']:g}"] if flags.get('margin', 1) != 1 else []
-    words += [flags['transfer']] if flags.get('transfer') else []
+        words.append(augmentation_label(flags))
+    if flags.get('lecam'):
+        words.append('R_LC')
+    if flags.get('margin', 1) != 1:
+        words.append(f"margin {flags['margin']:g}")
+    if flags.get('transfer'):
+        words.append(flags['transfer'])
     if flags['advaug'] != 'none':
         kind = 'noise' if flags['adv_noise'] else 'AdvAug'
         words.append(kind if flags['advaug'] == 'gd' else f"{kind} {flags['advaug'].upper()}")
-    return ' + '.join(words) + (f", seed {flags['seed']}" if flags['seed'] else '')
+
+    label = ' + '.join(words)
+    return f"{label}, seed {flags['seed']}" if flags['seed'] else label
 
 
-def value(words, flag, default=None):
+def augmentation_label(flags):
+    """'ADA p 0.5', 'DiffAug on reals only'."""
+    label = {'diffaug': 'DiffAug', 'ada': 'ADA'}[flags['aug']]
+    if flags.get('ada_p') is not None:
+        label += f" p {flags['ada_p']:g}"
+    places = {'real': ' on reals only', 'd': " in D's updates only"}
+    return label + places.get(flags.get('aug_on'), '')
+
+
+def pick_run(directories):
+    """The run of directories that hold the same training: the first whole one, else the first, else None."""
+    found = [run for run in map(read_run, directories) if run]
+    whole = [run for run in found if not run['state']]
+    return next(iter(whole + found), None)
+
+
+def collect(folder):
+    """Every run below a folder that has a log line: by data set, by sparsity, the augmented ones last."""
+    paths = sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True))
+    found = [read_run(os.path.dirname(path)) for path in paths]
+
+    def order(run):
+        flags = run['flags']
+        pruned = max(run['sparsity'].values())
+        augmented = flags['aug'] != 'none'
+        adversarial = flags['advaug'] != 'none'
+        return flags['data'], pruned, augmented, adversarial, flags['seed'], flags['steps']
+    return sorted((run for run in found if run and run['log']), key=order)
+
+
+# ---- findings, and what a ticket has cost
+
+def flag_value(words, flag, default=None):
+    """The word after a flag in the words of a command."""
     return words[words.index(flag) + 1] if flag in words else default
 
 
-def finding(words, out=None):
-    """What a find_ticket command makes, from its words: {out, ticket, method, rounds, steps, ...}."""
-    like = re.search(r'ticket(\d+)\.pt$', value(words, '--like') or '')            # whose rounds they are, too
-    return {'out': os.path.normpath(value(words, '--out') or out), 'method': value(words, '--method', 'imp'),
-            'ticket': os.path.normpath(value(words, '--ticket', 'ticket.pt')), 'like': value(words, '--like'),
-            'rounds': int(value(words, '--rounds', like[1] if like else 5)), 'init_from': value(words, '--init-from'),
-            'steps': int(value(words, '--steps', 0))}
+def parse_finding(words, directory=None):
+    """The finding that a find_ticket command makes, from its words; `directory`: where it lies by default."""
+    like = flag_value(words, '--like')
+    rounds = flag_value(words, '--rounds')
+    if rounds is None:
+        # A ticket that is like ticketK.pt has the sparsity of K rounds.
+        same = re.search(r'ticket(\d+)\.pt$', like or '')
+        rounds = same[1] if same else 5
+    return {
+        'out': os.path.normpath(flag_value(words, '--out') or directory),
+        'ticket': os.path.normpath(flag_value(words, '--ticket', 'ticket.pt')),
+        'method': flag_value(words, '--method', 'imp'),
+        'rounds': int(rounds),
+        'steps': int(flag_value(words, '--steps', 0)),
+        'like': like,
+        'init_from': flag_value(words, '--init-from')}
 
 
-def findings(folder):
-    """{directory and ticket: finding} of all below a folder, by the commands that they were made with."""
-    found = {}
+def collect_findings(folder):
+    """{directory: finding, ticket: finding} of all findings below a folder, by their commands."""
+    findings = {}
     for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
         saved = read_json(path)
         if saved and 'args' not in saved and 'find_ticket' in saved.get('command', ''):
-            f = finding(saved['command'].split(), os.path.dirname(path))
-            found[f['out']] = found[f['ticket']] = f
-    return found
+            finding = parse_finding(saved['command'].split(), os.path.dirname(path))
+            findings[finding['out']] = finding
+            findings[finding['ticket']] = finding
+    return findings
 
 
-def trainings(method, rounds):
-    """How many trainings a ticket takes."""
-    return {'imp': rounds, 'oneshot': 1, 'slimming': 1, 'early-bird': 1}.get(method, 0)
+def training_count(method, rounds):
+    """How many trainings a ticket of so many rounds takes."""
+    if method == 'imp':
+        return rounds
+    return 1 if method in ('oneshot', 'slimming', 'early-bird') else 0
 
 
-def origin(mask, found):
-    """(finding, round) of a ticket; (None, 0) of none and of a dense one, (None, None) where it is not among these."""
-    folder, name = os.path.split(os.path.normpath(mask or 'ticket0.pt'))
-    if m := re.fullmatch(r'ticket(\d+)\.pt', name):
-        if folder in found or m[1] == '0':
-            return found.get(folder), int(m[1])
-    f = found.get(os.path.join(folder, name))
-    return f, f['rounds'] if f else None
+def ticket_origin(mask, findings):
+    """(finding, round) of the ticket `mask`.
+
+    (None, 0) stands for no ticket and a dense one, (None, None) for a ticket that no finding has made."""
+    if not mask:
+        return None, 0
+    folder, name = os.path.split(os.path.normpath(mask))
+    of_round = re.fullmatch(r'ticket(\d+)\.pt', name)
+    if of_round and (folder in findings or of_round[1] == '0'):
+        return findings.get(folder), int(of_round[1])
+    finding = findings.get(os.path.join(folder, name))
+    return finding, finding['rounds'] if finding else None
 
 
-def before(flags, found):
-    """Directories of the trainings that a run has used: of its ticket, of another that this one is like, and of the
-    weights that it starts from; None among them for those that are not known."""
-    f, k = origin(flags.get('mask'), found)
-    paths, start = [None] * (k is None), flags.get('init_from') or f and f['init_from']
-    if k and f:
-        paths += [f"{f['out']}/early"] * os.path.isdir(f"{f['out']}/early")        # of --rewind
-        paths += [f"{f['out']}/round{i}" for i in range(trainings(f['method'], k))]
-        paths += before({'mask': f['like']}, found) if f['like'] else []
+def trainings_before(flags, findings):
+    """The directories of all trainings that a run needed before its own: those of its ticket, of the ticket
+    that its ticket is like, and of --init-from. None stands for a training that is not known."""
+    finding, k = ticket_origin(flags.get('mask'), findings)
+    paths = []
+    if k is None:
+        paths.append(None)
+    if k and finding:
+        # With --rewind, the training up to the step that weights are rewound to.
+        early = f"{finding['out']}/early"
+        if os.path.isdir(early):
+            paths.append(early)
+        count = training_count(finding['method'], k)
+        paths += [f"{finding['out']}/round{i}" for i in range(count)]
+        if finding['like']:
+            paths += trainings_before({'mask': finding['like']}, findings)
+
+    # The trained weights that the run, or its finding, starts from.
+    start = flags.get('init_from')
+    if finding and not start:
+        start = finding['init_from']
     if start:
-        run = read(os.path.dirname(start))
-        paths += [run['path'], *before(run['flags'], found)] if run else [None]
+        run = read_run(os.path.dirname(start))
+        paths += [run['path'], *trainings_before(run['flags'], findings)] if run else [None]
     return list(dict.fromkeys(paths))
 
 
-def masks(path):
-    """{G, D} masks of a ticket file, None without a whole one."""
-    with contextlib.suppress(OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
-        return loop.load(path)['mask']
+# ---- protocols
 
+def protocol_key(run):
+    """What must be equal for the last scores of two runs to be compared, as text; None without scores.
 
-# ---- scores
-
-def protocol(run):
-    """What must be equal for two scores to be compared: model, size and the recorded protocol without the sparsity."""
+    That is the model, the resolution, and the protocol, but not its sparsity, seed and further scores."""
     if not run['scores']:
         return None
-    p = {k: v for k, v in run['scores'][-1]['protocol'].items() if k not in ('sparsity', 'seed', *FURTHER)}
-    n_ref = {k: v for k, v in p['n_ref'].items() if k != 'train'}   # where copies are sought
-    return json.dumps({**p, 'n_ref': n_ref, 'model': run['model'], 'res': run['flags']['res']}, sort_keys=True)
+    protocol = dict(run['scores'][-1]['protocol'])
+    for key in ('sparsity', 'seed', *FURTHER):
+        protocol.pop(key, None)
+
+    # The number of training images matters to the share of copies alone.
+    protocol['n_ref'] = {split: n for split, n in protocol['n_ref'].items() if split != 'train'}
+    protocol['model'] = run['model']
+    protocol['res'] = run['flags']['res']
+    return json.dumps(protocol, sort_keys=True)
 
 
-def phrase(runs):
-    """The protocol of scored runs in words, with all values of what differs between them."""
-    facts = [{**s['protocol'], **s['protocol']['n_ref'], 'name': s['score'], 'model': r['model'],
-              'res': r['flags']['res'], 'weights': s['protocol']['weights'][:8]}
-             for r in runs for s in r['scores'][-1:]]
-    v = {k: ' / '.join(dict.fromkeys(str(f.get(k, '–')) for f in facts)) for k in set().union(*facts)}
-    return (f"**{v['name']}** of {v['model']} at {v['res']} px, lower is better: {v['n_gen']} generated images, "
-            f"{v['repeats']} sets of z, against {v['ref']} (last: all {v['all']}, best: chosen on {v['choose']}, "
-            f"reported on the other {v['report']}); {v['features']}, resize {v['resize']}, weights {v['weights']}; "
-            f"{v['quantise']}; {v['generator']}; share of data {v['frac']}"
-            + (f"; classes {v['classes']}" if 'classes' in v else ''))
+def protocol_words(runs):
+    """The protocol of scored runs in words; where they differ, all values with slashes between them."""
+    facts = []
+    for run in runs:
+        for score in run['scores'][-1:]:
+            protocol = score['protocol']
+            facts.append({
+                **protocol, **protocol['n_ref'], 'weights': protocol['weights'][:8], 'name': score['score'],
+                'model': run['model'], 'res': run['flags']['res']})
+
+    words = {}
+    for key in set().union(*facts):
+        values = dict.fromkeys(str(fact.get(key, '–')) for fact in facts)
+        words[key] = ' / '.join(values)
+    text = ('**{name}** of {model} at {res} px, lower is better: {n_gen} generated images, '
+            '{repeats} sets of z, against {ref} (last: all {all}, best: chosen on {choose}, reported on the '
+            'other {report}); {features}, resize {resize}, weights {weights}; {quantise}; {generator}; '
+            'share of data {frac}')
+    if 'classes' in words:
+        text += '; classes {classes}'
+    return text.format(**words)
 
 
-# ---- published numbers
+# ---- curves over training
 
-def published(run):
-    """The lines of docs/paper.csv that a run repeats."""
-    f = run['flags']
-    adv = {None: f['advaug'], .01: 'noise'}.get(f['adv_noise']) if f['advaug'] in ('none', 'gd') else None
-    aug = f['aug'] + '+lecam' * bool(f.get('lecam'))
-    pruned = 100 * max(run['sparsity'].values())
-    other = any(map(f.get, ('reinit', 'small_dense', 'slim'))) or f.get('margin', 1) != 1
-    other |= bool(f.get('init_from')) and not f.get('transfer')
-    if other or not os.path.exists(PAPER):                     # report.py was copied without it
+def new_figure(width, height, *grid, **layout):
+    """A figure of so many inches and its axes, outside pyplot: it need not be closed."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(*grid, **layout)
+
+
+def line_style(i):
+    """Colour and dashes of the i-th line of a figure."""
+    dashes = DASHES[(i + i // len(COLOURS)) % len(DASHES)]
+    return {'color': COLOURS[i % len(COLOURS)], 'linestyle': dashes}
+
+
+def marker(i):
+    """The marker of the i-th line of a figure."""
+    return MARKERS[i % len(MARKERS)]
+
+
+def legend_beside(figure, ax):
+    """The legend of a panel to the right of all panels, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+
+
+def curves(runs):
+    """[(file name, figure, caption)] of scores, D's accuracies and ADA's p. Empty without matplotlib."""
+    runs = [run for run in runs if run['log']]
+    if not runs or not CAN_DRAW:
         return []
-    with open(PAPER) as file:
-        lines = [line for line in csv.DictReader(file) if f['frac'] == float(line['frac'])
-                 and (run['model'], f['data'], aug, adv, f.get('transfer') or '')
-                 == (*map(line.get, ('model', 'data', 'aug', 'advaug', 'transfer')),)]
-    return [line for line in lines if any(abs(pruned - float(s)) < .1 for s in line['sparsity'].split('|'))]
+    figures = [
+        score_curves(runs, 'all', 'score.png'),
+        score_curves(runs, 'is', 'is.png', 'Inception Score'),
+        score_curves(runs, 'copy', 'copy.png', 'share of copies'),
+        accuracy_curves(runs),
+        ada_curves(runs)]
+    return [figure for figure in figures if figure]
 
 
-def unlike(run, line):
-    """What keeps a published number from standing beside that of a run: words, none if all is the same."""
-    f, score = run['flags'], run['scores'][-1]
-    p, data, model, its = score['protocol'], f['data'], run['model'], line['table'] == 'DiffAugment'
-    presets, few = importlib.import_module(f'train_{model}').PRESETS, model == 'stylegan2' and 'cifar' not in data
-    if model == 'stylegan2':
-        usual = presets.get(f.get('preset'), {})
-    else:
-        usual = {**USUAL, **presets.get(data, {})}
-        usual['steps'] *= 2 if f['aug'] == 'diffaug' and model == 'biggan' else 1
-        usual['ch_g'], usual['ch_d'] = WIDTHS.get(model) or WIDTHS[usual['res']]
-    n_gen = 50000 if data == 'imagenet' else 5000 if few else 10000
-    same = {'features': score['score'] == 'FID' and p['resize'] == 'half-pixel bilinear 299',
-            'samples': p['n_gen'] == n_gen, 'reference': p['ref'] == f'{data}-{"train" if few else "test"}',
-            'schedule': score['step'] == usual.get('steps') and not (its and data == 'imagenet'),    # TPUs, batch 2,048
-            'settings': all(f[k] == v for k, v in usual.items() if k in f and k not in ('steps', 'aug'))
-            and (model != 'stylegan2' or its)}                 # the paper used another network and other losses
-    return [word for word, equal in same.items() if not equal]
+def score_curves(runs, key, name, title=None):
+    """One score of the runs that have it more than once, in the style that each run has in all figures."""
+    series = {i: [s for s in run['scores'] if key in s] for i, run in enumerate(runs)}
+    series = {i: scores for i, scores in series.items() if len(scores) > 1}
+    if not series:
+        return None
+
+    fig, ax = new_figure(7, 4)
+    values = []
+    for i, scores in series.items():
+        steps = [s['step'] for s in scores]
+        means = [s[key] for s in scores]
+        spreads = [s[f'{key}_std'] for s in scores]
+        ax.errorbar(steps, means, spreads, label=runs[i]['label'], marker=marker(i), markersize=4, capsize=3,
+                    **line_style(i))
+        values += means
+
+    if title is None:                                          # FID, FD-effnet, ...
+        first = next(iter(series))
+        title = runs[first]['scores'][0]['score']
+    wide = max(values) > 10 * min(values) > 0
+    ax.set(xlabel='G updates', ylabel=title, yscale='log' if wide else 'linear')
+    ax.grid(alpha=.25)
+    legend_beside(fig, ax)
+    return name, fig, f'{title} over training; ± over sets of z; protocol as in the table.'
 
 
-def theirs(run):
-    """The published scores of a run as a cell: '22.37 ± 0.1 (Table 3)', or in grey with what differs."""
-    cells = []
-    for line in published(run):
-        words, spread = unlike(run, line), f" ± {line['fid_std']}" if line['fid_std'] else ''
-        text = f"FID {line['fid']}{spread}" + (f", IS {line['is']}" if line['is'] else '') + f" ({line['table']})"
-        cells.append(f'<span style="color:gray">{text}; other {", ".join(words)}</span>' if words else text)
-    return '; '.join(cells) or '–'
+def log_series(run, key):
+    """Steps and values of the log lines that have the key."""
+    lines = [line for line in run['log'] if line.get(key) is not None]
+    return np.array([line['step'] for line in lines]), np.array([line[key] for line in lines])
+
+
+def accuracy_curves(runs):
+    """D's accuracies on training, held-out and generated images (the paper's Figure 2)."""
+    fig, axes = new_figure(12, 3.6, 1, 3, sharey=True)
+    panels = {'acc_train': 'training images', 'acc_held': 'held-out images', 'acc_gen': 'generated images'}
+    for ax, (key, title) in zip(axes, panels.items()):
+        for i, run in enumerate(runs):
+            steps, values = log_series(run, key)
+            if not len(steps):
+                continue
+
+            # A hinge D moves up and down as a whole: the running mean takes that out.
+            n = min(WINDOW, -(-len(steps) // 3))
+            window = np.full(n, 1 / n)
+            steps = np.convolve(steps, window, 'valid')
+            values = np.convolve(values, window, 'valid')
+            dots = marker(i) if len(steps) < 3 else None
+            ax.plot(steps, values, label=run['label'], linewidth=1.2, marker=dots, **line_style(i))
+        ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))
+        ax.grid(alpha=.25)
+    axes[0].set_ylabel("D's accuracy")
+    legend_beside(fig, axes[0])
+    caption = ("D's accuracy on up to 128 images each, in eval mode, not augmented (the paper's Figure 2); "
+               f'running mean over up to {WINDOW} log lines.')
+    return 'accuracy.png', fig, caption
+
+
+def ada_curves(runs):
+    """ADA's p and the sign of overfitting r, None where no run has them."""
+    if not any('ada_p' in line for run in runs for line in run['log']):
+        return None
+    fig, axes = new_figure(9, 3.6, 1, 2)
+    for i, run in enumerate(runs):
+        for ax, key in zip(axes, ('ada_p', 'ada_r')):
+            steps, values = log_series(run, key)
+            if len(steps):
+                ax.plot(steps, values, label=run['label'], **line_style(i))
+    axes[0].set(title="ADA's p", xlabel='G updates', ylim=(-.02, 1.02))
+    axes[1].set(title='r, which p follows', xlabel='G updates')
+    legend_beside(fig, axes[0])
+    return 'ada.png', fig, "ADA's p over training, and D's overfitting r that it follows."
+
+
+# ---- samples
+
+def sample_grid(runs):
+    """(image, caption): training images and the last samples of every run, or (None, '') without any."""
+    panels = []
+    if runs:
+        panels.append(('training images', f"{runs[0]['path']}/reals.png"))
+    for run in runs:
+        files = sorted(glob.glob(f"{glob.escape(run['path'])}/samples/*.png"))
+        if files:
+            panels.append((run['label'], files[-1]))
+
+    # The sheet of a conditional run has a row for each class and is shown whole, others show 4 of 8 rows.
+    conditional = bool(runs) and runs[0]['flags'].get('classes')
+    sheets = []
+    for title, path in panels:
+        try:
+            with Image.open(path) as image:
+                image = image.convert('RGB')
+        except OSError:                                        # not there, or torn
+            continue
+        if not conditional:
+            image = image.crop((0, 0, image.width, min(image.height, image.width // 2)))
+        sheets.append(titled(image, title))
+    if not sheets:
+        return None, ''
+
+    what = 'seeds 0-7 (columns) of its classes (rows)' if conditional else 'seeds 0-31'
+    return tiled(sheets), f'Training images, and {what} of every run at its last grid, uncurated.'
+
+
+def titled(image, title):
+    """An image below a line of text."""
+    sheet = Image.new('RGB', (image.width, image.height + 14), 'white')
+    ImageDraw.Draw(sheet).text((2, 1), title, fill='black')
+    sheet.paste(image, (0, 14))
+    return sheet
+
+
+def tiled(sheets, columns=3, gap=6):
+    """Images in rows of three, on white."""
+    height = max(sheet.height for sheet in sheets) + gap
+    width = max(sheet.width for sheet in sheets) + gap
+    rows = -(-len(sheets) // columns)                          # rounded up
+    page = Image.new('RGB', (columns * width, rows * height), 'white')
+    for i, sheet in enumerate(sheets):
+        page.paste(sheet, (i % columns * width, i // columns * height))
+    return page

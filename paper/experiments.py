@@ -1,170 +1,278 @@
-"""Every table and figure of the paper as command lines, one training each: what run_all.sh runs.
+"""Every table, figure and control of the paper as command lines, one training each: what run_all.sh runs.
 
 Use:
-    python experiments.py table4 fig7                             # small, for a laptop
-    python experiments.py all --scale paper --seeds 0 1 2         # as published
-    python experiments.py table4 | sort -u | wc -l
-Prints 'STAGE NAME SCRIPT FLAGS', a line a row; a row may need the files of the stages before its own (1: tickets are
-found; 2: tickets that need a ticket; 3: trainings; 4: trainings that start from one).  A training that several figures
-share is one command with one --out, so that it runs once.
+    python paper/experiments.py table4 fig7                         # small, for a laptop
+    python paper/experiments.py all --scale paper --seeds 0 1 2     # as published
+    python paper/experiments.py table4 fig7 > rows.txt
+    python paper/page.py fig7 --rows rows.txt                       # the page of what has been trained
 
-Round k of a finding is the plain training of its ticket k, so these rows cost nothing more.
+A line is 'STAGE NAME SCRIPT FLAGS'.  NAME is the experiment.  A line may need files of the earlier stages:
+    1  find_ticket.py finds the tickets
+    2  find_ticket.py makes the tickets that are like another ticket
+    3  train_*.py trains
+    4  train_*.py trains from the weights of stage 3
+A training that several experiments share is one command with one --out, so it runs once.  Round k of a
+finding is the plain training of ticket k, so most plainly trained tickets cost nothing.
 """
 import argparse
 import re
+from functools import partial
 
 SCALES = 'smoke', 'demo', 'paper'
-SMALL = {                                                      # data, steps and largest round without --scale paper
-    'sngan': ('fashion-mnist', 600, 8), 'biggan': ('fashion-mnist', 600, 3), 'stylegan2': ('emoji-faces', 1500, 3)}
-ADV = '--advaug gd'
-WAYS = {                                                       # ways to train: flags
-    'plain': '', 'advaug': ADV, 'advaug-g': '--advaug g', 'advaug-d': '--advaug d', 'noise': f'{ADV} --adv-noise 0.01',
-    'released': f'{ADV} --adv-sign released', 'diffaug': '--aug diffaug', 'diffaug-advaug': f'--aug diffaug {ADV}',
+
+# Without --scale paper each model has one data set, a number of updates and a last round.
+SMALL = {
+    'sngan': ('fashion-mnist', 600, 8),
+    'biggan': ('fashion-mnist', 600, 3),
+    'stylegan2': ('emoji-faces', 1500, 3)}
+
+EVALUATIONS = {'smoke': 1, 'demo': 2, 'paper': 10}             # of one training
+NO_LIMIT = 99                                                  # rounds, more than any experiment asks for
+
+# The ways to train and their flags.
+WAYS = {
+    'plain': '',
+    'advaug': '--advaug gd',
+    'advaug-g': '--advaug g',
+    'advaug-d': '--advaug d',
+    'noise': '--advaug gd --adv-noise 0.01',
+    'released': '--advaug gd --adv-sign released',
+    'diffaug': '--aug diffaug',
+    'diffaug-advaug': '--aug diffaug --advaug gd',
     'translation': '--aug diffaug --aug-policy translation',
-    'real': '--aug diffaug --aug-on real', 'd': '--aug diffaug --aug-on d', 'ada': '--aug ada',
-    'ada-lecam': '--aug ada --lecam', 'ada-advaug': f'--aug ada {ADV}', 'reinit': '--reinit',
-    **{f'ada-{p}': f'--aug ada --ada-p {p}' for p in ('0.5', '0.8', '0.95', '1.0')},
-    **{f'step-{s}': f'{ADV} --adv-step {s}' for s in ('0.001', '0.05', '0.1')},
-    **{f'pgd-{k}': f'{ADV} --adv-pgd {k}' for k in (3, 5, 7)},
-    **{f'cut-{n}{k}': f'{ADV} --adv-cut-{n} {k}' for n, cuts in (('g', (2, 3, 4)), ('d', (1, 2, 3, 4))) for k in cuts},
-    **{f'lambda-{x}': f'{ADV} --adv-lambda-g {x} --adv-lambda-d {x}' for x in ('0.25', '0.5', '2')},
-    **{f'margin-{c}': f'--margin {c}' for c in ('1.045', '1.09')}}             # cuts: without g1 and d5, AdvAug's own
-LONGER = 'diffaug', 'diffaug-advaug'                           # paper: twice the updates
-SHOTS = [f'100-shot-{x}' for x in ('obama', 'grumpy_cat', 'panda')] + [f'AnimalFace-{x}' for x in ('cat', 'dog')]
-FIND = re.compile(r'(find_ticket .*)--rounds (\d+)(.*)')
-MORE_SHOTS = [f'100-shot-{x}' for x in ('bridge_of_sighs', 'medici_fountain', 'temple_of_heaven', 'wuzhen')]
+    'real': '--aug diffaug --aug-on real',
+    'd': '--aug diffaug --aug-on d',
+    'ada': '--aug ada',
+    'ada-lecam': '--aug ada --lecam',
+    'ada-advaug': '--aug ada --advaug gd',
+    'reinit': '--reinit',
+    'ada-0.5': '--aug ada --ada-p 0.5',
+    'ada-0.8': '--aug ada --ada-p 0.8',
+    'ada-0.95': '--aug ada --ada-p 0.95',
+    'ada-1.0': '--aug ada --ada-p 1.0',
+
+    # Figure 8: strength and place of AdvAug.  The way `advaug` has step 0.01, PGD-1, weight 1, and cuts after
+    # G's first stage and before D's last layer.
+    'step-0.001': '--advaug gd --adv-step 0.001',
+    'step-0.05': '--advaug gd --adv-step 0.05',
+    'step-0.1': '--advaug gd --adv-step 0.1',
+    'pgd-3': '--advaug gd --adv-pgd 3',
+    'pgd-5': '--advaug gd --adv-pgd 5',
+    'pgd-7': '--advaug gd --adv-pgd 7',
+    'cut-g2': '--advaug gd --adv-cut-g 2',
+    'cut-g3': '--advaug gd --adv-cut-g 3',
+    'cut-g4': '--advaug gd --adv-cut-g 4',
+    'cut-d1': '--advaug gd --adv-cut-d 1',
+    'cut-d2': '--advaug gd --adv-cut-d 2',
+    'cut-d3': '--advaug gd --adv-cut-d 3',
+    'cut-d4': '--advaug gd --adv-cut-d 4',
+    'lambda-0.25': '--advaug gd --adv-lambda-g 0.25 --adv-lambda-d 0.25',
+    'lambda-0.5': '--advaug gd --adv-lambda-g 0.5 --adv-lambda-d 0.5',
+    'lambda-2': '--advaug gd --adv-lambda-g 2 --adv-lambda-d 2',
+
+    # AdvAug at D's last layer shifts logits, which a hinge with another margin does, too.
+    'margin-1.045': '--margin 1.045',
+    'margin-1.09': '--margin 1.09'}
+
+LONGER = 'diffaug', 'diffaug-advaug'                           # paper: twice the updates of the other ways
+SHOTS = ['100-shot-obama', '100-shot-grumpy_cat', '100-shot-panda', 'AnimalFace-cat', 'AnimalFace-dog']
+MORE_SHOTS = ['100-shot-bridge_of_sighs', '100-shot-medici_fountain', '100-shot-temple_of_heaven',
+              '100-shot-wuzhen']
+WITH_ROUNDS = re.compile(r'(find_ticket .*)--rounds (\d+)(.*)')
 
 
 def get_args(argv=None):
     """The flags; exits 2 on unknown names."""
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    a = p.add_argument
-    a('names', nargs='+', choices=[*EXPERIMENTS, 'all'], metavar='NAME', help=', '.join(EXPERIMENTS) + ', all')
-    a('--scale', choices=SCALES, default='demo', help='smoke: seconds each; demo: small; paper: as published')
-    a('--seeds', type=int, nargs='+', default=[0], help='each fixes theta_0, the subset and z, so that rows are paired')
-    a('--steps', type=int, help='G updates of every training, for smoke and demo')
+    p.add_argument('names', nargs='+', choices=[*EXPERIMENTS, 'all'], metavar='NAME',
+                   help=', '.join(EXPERIMENTS) + ', all')
+    p.add_argument('--scale', choices=SCALES, default='demo',
+                   help='smoke: seconds a training; demo: small; paper: as published')
+    p.add_argument('--seeds', type=int, nargs='+', default=[0],
+                   help='each fixes initial weights, subset and z: the rows of a seed are paired')
+    p.add_argument('--steps', type=int, help='G updates of every training at the scales smoke and demo')
     return p.parse_args(argv)
 
 
 class Family:
-    """The trainings of one model on one share of one data set, in one directory; each yields (stage, command)."""
+    """The trainings of one model on one share of one data set with one seed, all below one directory.
+
+    `find` and `train` yield (stage, command)."""
 
     def __init__(self, args, seed, model, data, frac=1., steps=None, flags=''):
-        self.model, self.seed, self.small, self.most = model, seed, args.scale != 'paper', 99
+        self.model = model
+        self.seed = seed
+        self.small = args.scale != 'paper'
+        self.last_round = NO_LIMIT
+        self.evaluations = EVALUATIONS[args.scale]
+        folder = args.scale
+
         if self.small:
-            data, steps, self.most = SMALL[model]
-            steps = args.steps or {'smoke': 4, 'demo': steps}[args.scale]
-            flags = '--preset demo' + ' --aug none' * (model == 'stylegan2')
-            if args.scale == 'smoke':
-                flags += ' --eval-samples 16 --eval-repeats 1' + ' --ch-g 8 --ch-d 8' * (model == 'biggan')
-                self.most = min(self.most, 2)
-        self.steps, scale = steps, args.scale + f'-{args.steps}' * bool(self.small and args.steps)
-        self.evals = {'smoke': 1, 'demo': 2, 'paper': 10}[args.scale]
-        self.out = f'runs/{scale}/{model}-{data}-{frac:g}' + f'-s{seed}' * bool(seed)
-        self.flags = f'--data {data} --frac {frac:g} {flags}' + f' --seed {seed} --data-seed {seed}' * bool(seed)
+            data, steps, self.last_round = SMALL[model]
+            flags = '--preset demo'
+            if model == 'stylegan2':
+                flags += ' --aug none'
+        if args.scale == 'smoke':
+            steps = 4
+            self.last_round = min(self.last_round, 2)
+            flags += ' --eval-samples 16 --eval-repeats 1'
+            if model == 'biggan':
+                flags += ' --ch-g 8 --ch-d 8'
+        if self.small and args.steps:
+            steps = args.steps
+            folder += f'-{steps}'
+
+        self.steps = steps
+        self.out = f'runs/{folder}/{model}-{data}-{frac:g}'
+        self.flags = f'--data {data} --frac {frac:g} {flags}'
+        if seed:
+            self.out += f'-s{seed}'
+            self.flags += f' --seed {seed} --data-seed {seed}'
 
     def command(self, script, extra, name, steps=None):
+        """One command line that writes into the directory `name` of this family."""
         steps = steps or self.steps
-        return ' '.join(f'{script} {self.flags} --steps {steps} --eval-every {-(-steps // self.evals)} {extra} '
-                        f'--out {self.out}/{name}'.split())
+        every = -(-steps // self.evaluations)                  # rounded up
+        line = f'{script} {self.flags} --steps {steps} --eval-every {every} {extra} --out {self.out}/{name}'
+        return ' '.join(line.split())
 
-    def level(self, k):
-        """Round k, or the last one that is found at this scale."""
-        return min(k, self.most)
-
-    def find(self, rounds, name='find', extra='', stage=1):
-        """Algorithm 1 or another way to prune to its sparsity; round k of it is the plain training of ticket k."""
-        rounds = '' if '--like' in extra else f'--rounds {self.level(rounds)}'           # a ticket has its own
-        extra = f'{rounds} {extra} --ticket {self.out}/{name}.pt'
-        yield stage, self.command(f'find_ticket {self.model}', extra, name)
+    def available(self, k):
+        """Round k, or the last round that is found at this scale."""
+        return min(k, self.last_round)
 
     def ticket(self, k, name='find'):
-        return f'{self.out}/{name}/ticket{self.level(k)}.pt'
+        """The file of the ticket of round k."""
+        return f'{self.out}/{name}/ticket{self.available(k)}.pt'
+
+    def find(self, rounds, name='find', extra='', stage=1):
+        """Algorithm 1, or another way to prune to the sparsity of as many rounds."""
+        # A ticket that is like another one has the sparsity of that one.
+        if '--like' not in extra:
+            extra = f'--rounds {self.available(rounds)} {extra}'
+        yield stage, self.command(f'find_ticket {self.model}', f'{extra} --ticket {self.out}/{name}.pt', name)
 
     def train(self, k, way='plain', steps=None, name=None, mask=None):
-        """Algorithm 2 on the ticket of round k (0: on the dense network), or on another mask."""
-        mask = mask or (self.ticket(k) if k else None)
-        name = name or f'{f"ticket{self.level(k)}" if k else "dense"}-{way}'
-        yield 3, self.command(f'train_{self.model}', f'{f"--mask {mask}" if mask else ""} {WAYS[way]}', name, steps)
+        """Algorithm 2 on the ticket of round k, on the dense network for k = 0, or on another mask."""
+        start = f'ticket{self.available(k)}' if k else 'dense'
+        if k and not mask:
+            mask = self.ticket(k)
 
-    def rows(self, rounds, levels, ways):
-        """A finding, and the dense network and the tickets of some rounds, trained in each way."""
+        flags = WAYS[way]
+        if mask:
+            flags = f'--mask {mask} {flags}'
+        yield 3, self.command(f'train_{self.model}', flags, name or f'{start}-{way}', steps)
+
+    def find_and_train(self, rounds, levels, ways):
+        """A finding; the dense network and the tickets of the rounds `levels`, each trained in all ways."""
         yield from self.find(rounds)
-        for k in dict.fromkeys((0, *map(self.level, levels))):
+        last_round = self.available(rounds)
+        for k in self.distinct([0, *levels]):
             for way in ways:
-                if way != 'plain' or k == self.level(rounds):
-                    long = way in LONGER and self.model == 'biggan' and not self.small
-                    yield from self.train(k, way, 2 * self.steps if long else None)
+                # The finding itself trains the dense network and every ticket but the last one plainly.
+                if way == 'plain' and k != last_round:
+                    continue
+                longer = way in LONGER and self.model == 'biggan' and not self.small
+                yield from self.train(k, way, 2 * self.steps if longer else None)
+
+    def distinct(self, levels):
+        """The rounds that are available at this scale, each once."""
+        return list(dict.fromkeys(self.available(k) for k in levels))
 
 
-# ---- tables
+# ---- tables: `family(model, data, frac, steps, flags)` is a Family at the scale and with the seed asked for
 
 def table1(family):
     """BigGAN on Tiny-ImageNet."""
     for frac in (1., .2, .1):
-        yield from family('biggan', 'tiny-imagenet', frac, 100000).rows(5, [2, 5], ['plain', 'advaug'])
+        f = family('biggan', 'tiny-imagenet', frac, 100000)
+        yield from f.find_and_train(5, [2, 5], ['plain', 'advaug'])
 
 
 def table2(family):
     """BigGAN on a quarter of ImageNet."""
-    yield from family('biggan', 'imagenet', .25, 100000).rows(2, [2], ['plain', 'advaug'])
+    yield from family('biggan', 'imagenet', .25, 100000).find_and_train(2, [2], ['plain', 'advaug'])
 
 
 def table3(family):
-    """BigGAN on CIFAR; its caption has two sparsities for three shares of the data: both, of each."""
+    """BigGAN on CIFAR: both sparsities of the caption for each of the three shares of the data."""
     for data in ('cifar10', 'cifar100'):
         for frac in (1., .2, .1):
             f = family('biggan', data, frac, 100000)
-            yield from f.rows(9, [5, 9], ['plain', 'diffaug', 'diffaug-advaug'])
-            yield from fair(f)
+            yield from f.find_and_train(9, [5, 9], ['plain', 'diffaug', 'diffaug-advaug'])
+            yield from at_equal_updates(f)
 
 
 def table4(family):
     """Ways to train on little data, beside each other: StyleGAN2; small: SNGAN."""
-    ways = ['plain', 'diffaug', 'ada', 'ada-lecam', 'ada-advaug']
     f = family('stylegan2', 'cifar100', .1, 250000)
-    yield from (family('sngan', 'cifar10', .1) if f.small else f).rows(3, [3], ways)
+    if f.small:
+        f = family('sngan', 'cifar10', .1)
+    yield from f.find_and_train(3, [3], ['plain', 'diffaug', 'ada', 'ada-lecam', 'ada-advaug'])
 
 
-def shots(family, names, ways, rounds=3):
+def few_images(family, data):
+    """StyleGAN2 on one of the few-shot sets."""
+    steps = 31250 if 'Animal' in data else 18750
+    return family('stylegan2', data, 1., steps, '--aug none')
+
+
+def few_shot(family, names, ways):
+    """Tickets of three rounds on few-shot sets; small: on one set."""
     for data in names:
-        f = family('stylegan2', data, 1., 31250 if 'Animal' in data else 18750, '--aug none')
-        yield from f.rows(rounds, [rounds], ways)
+        f = few_images(family, data)
+        yield from f.find_and_train(3, [3], ways)
         if f.small:
             return
 
 
 def table5(family):
     """StyleGAN2 from few images, beside transfer from FFHQ (ffhq.pt, of models/convert_nvidia.py)."""
-    yield from shots(family, SHOTS, ['plain', 'diffaug-advaug'])
+    yield from few_shot(family, SHOTS, ['plain', 'diffaug-advaug'])
     yield from transfer(family)
 
 
 def transfer(family):
     """The baselines of Table 5 that start from trained weights; small: from all emoji to the faces."""
+    start = '--init-from ffhq.pt'
     for data in SHOTS:
-        f = family('stylegan2', data, 1., 31250 if 'Animal' in data else 18750, '--aug none')
-        start, ways = '--init-from ffhq.pt', ['none', 'diffaug']
+        f = few_images(family, data)
         if f.small:
-            source = f.out.replace('emoji-faces', 'emoji')
-            start = f'--init-from {source}/dense-plain/last.pt'
-            yield 3, f.command('train_stylegan2', '--aug none', 'dense-plain').replace('emoji-faces', 'emoji')
-            f.steps //= 3 if f.steps > 3 else 1
-            yield 3, f.command('train_stylegan2', '--aug diffaug', 'scratch')
-            ways = ['diffaug']
-        for mode in ('finetune', 'freezed', 'scaleshift', 'minegan'):
-            extra = f' --mine-steps {max(f.steps // 4, 1)}' if f.small and mode == 'minegan' else ''
-            for aug in ways:                                   # published: none, and of two also DiffAugment
-                if aug == ways[0] or mode in ('finetune', 'freezed'):
-                    name = mode if aug == ways[0] else f'{mode}-{aug}'
-                    yield 4, f.command('train_stylegan2', f'{start} --transfer {mode} --aug {aug}{extra}', name)
-        if f.small:
+            yield from transfer_between_emoji(f)
             return
-        yield 1, f.command('find_ticket stylegan2', f'{start} --rounds 3 --ticket {f.out}/ffhq.pt', 'find-ffhq')
+
+        # Published: all four without augmentation, the first two with DiffAugment, too.
+        yield transferred(f, start, 'finetune', '--aug none')
+        yield transferred(f, start, 'finetune', '--aug diffaug', 'finetune-diffaug')
+        yield transferred(f, start, 'freezed', '--aug none')
+        yield transferred(f, start, 'freezed', '--aug diffaug', 'freezed-diffaug')
+        yield transferred(f, start, 'scaleshift', '--aug none')
+        yield transferred(f, start, 'minegan', '--aug none')
+
+        # Tickets of the trained network.
+        flags = f'{start} --rounds 3 --ticket {f.out}/ffhq.pt'
+        yield 1, f.command('find_ticket stylegan2', flags, 'find-ffhq')
         for way in ('plain', 'advaug'):
-            mask = f'--mask {f.out}/find-ffhq/ticket3.pt'
-            yield 3, f.command('train_stylegan2', f'{mask} {WAYS[way]}', f'ticket3-ffhq-{way}')
+            yield from f.train(3, way, name=f'ticket3-ffhq-{way}', mask=f.ticket(3, 'find-ffhq'))
+
+
+def transfer_between_emoji(f):
+    """A dense training on all emoji, from which short trainings on the faces start."""
+    source = f.out.replace('emoji-faces', 'emoji')
+    start = f'--init-from {source}/dense-plain/last.pt'
+    yield 3, f.command('train_stylegan2', '--aug none', 'dense-plain').replace('emoji-faces', 'emoji')
+
+    if f.steps > 3:
+        f.steps //= 3
+    yield 3, f.command('train_stylegan2', '--aug diffaug', 'scratch')
+    for mode in ('finetune', 'freezed', 'scaleshift'):
+        yield transferred(f, start, mode, '--aug diffaug')
+    yield transferred(f, start, 'minegan', f'--aug diffaug --mine-steps {max(f.steps // 4, 1)}')
+
+
+def transferred(f, start, mode, flags, name=None):
+    """One training that starts from other weights."""
+    return 4, f.command('train_stylegan2', f'{start} --transfer {mode} {flags}', name or mode)
 
 
 def table6(family):
@@ -176,7 +284,9 @@ def table6(family):
 
 
 def margin(f):
-    """At D's last layer AdvAug shifts logits by c, about .01 * .8 * sqrt(channels): a hinge with another margin."""
+    """The hinge with the margin 1 + c that shifts logits as AdvAug at D's last layer does.
+
+    For a step of 0.01 the shift is c = 0.01 * 0.8 * sqrt(channels), about."""
     return 'margin-1.045' if f.small else 'margin-1.09'
 
 
@@ -186,14 +296,15 @@ def imagenet(family):
         f = family('biggan', 'imagenet', frac, 100000)
         yield from f.train(0)
         yield from f.train(0, 'translation', None if f.small else 200000)
-        yield from fair(f, 'translation')
+        yield from at_equal_updates(f, 'translation')
 
 
-def fair(family, way='diffaug'):
-    """The published rows with DiffAugment have twice the updates: dense with as many, it with as few."""
-    if not family.small:
-        yield from family.train(0, 'plain', 200000, 'dense-twice')
-        yield from family.train(0, way, 100000, f'dense-{way}-once')
+def at_equal_updates(f, way='diffaug'):
+    """The dense network with as many updates as the published rows with DiffAugment, which have twice as many
+    as the others, and DiffAugment with as few as the others."""
+    if not f.small:
+        yield from f.train(0, 'plain', 200000, 'dense-twice')
+        yield from f.train(0, way, 100000, f'dense-{way}-once')
 
 
 # ---- figures
@@ -201,48 +312,54 @@ def fair(family, way='diffaug'):
 def fig1(family):
     """BigGAN on 10 % of CIFAR-100 over sparsities, without and with both augmentations."""
     f = family('biggan', 'cifar100', .1, 100000)
-    yield from f.rows(9, [2, 3, 5, 6, 9], ['plain', 'diffaug-advaug'])
-    yield from fair(f)
+    yield from f.find_and_train(9, [2, 3, 5, 6, 9], ['plain', 'diffaug-advaug'])
+    yield from at_equal_updates(f)
 
 
 def fig2(family):
     """D's accuracies and the scores over training: dense and ticket, with 10 % and all of the data."""
     for frac in (.1, 1.):
-        yield from family('sngan', 'cifar10', frac, 50000).rows(3, [3], ['plain'])
+        yield from family('sngan', 'cifar10', frac, 50000).find_and_train(3, [3], ['plain'])
 
 
 def fig4(family):
     """SNGAN: the sparsity that is best depends on the share of the data."""
     for frac, k in ((.1, 1), (.2, 2), (.3, 2), (.5, 5), (.7, 3), (.9, 2)):
         f = family('sngan', 'cifar10', frac, 50000)
-        yield from f.rows(k, [k], ['plain', 'advaug'])
+        yield from f.find_and_train(k, [k], ['plain', 'advaug'])
         if f.small:
             return
 
 
 def fig5(family):
     """Few-shot samples and interpolations of tickets with AdvAug alone (Figures 5 and 6)."""
-    yield from shots(family, SHOTS + MORE_SHOTS, ['advaug'])
+    yield from few_shot(family, SHOTS + MORE_SHOTS, ['advaug'])
 
 
 def fig7(family):
     """SNGAN: the share pruned in a round; AdvAug on G, D or both; ways to prune."""
     f = family('sngan', 'cifar10', .1, 50000)
     levels = [3, 8] if f.small else [1, 2, 3, 5, 8]
-    yield from f.rows(8, levels, ['plain', 'advaug-g', 'advaug-d', 'advaug'])
-    yield from f.find(16, 'rho0.1', '--rho 0.1') if not f.small else f.find(6, 'rho0.1', '--rho 0.1')
-    yield from f.find(4 if not f.small else 3, 'rho0.4', '--rho 0.4')
-    yield from pruned(f, ['oneshot', 'random', 'slimming'], levels)
+    yield from f.find_and_train(8, levels, ['plain', 'advaug-g', 'advaug-d', 'advaug'])
+
+    # Findings that prune 10 % and 40 % in a round, instead of 20 %.
+    yield from f.find(6 if f.small else 16, 'rho0.1', '--rho 0.1')
+    yield from f.find(3 if f.small else 4, 'rho0.4', '--rho 0.4')
+    yield from other_masks(f, ['oneshot', 'random', 'slimming'], levels)
 
 
-def pruned(f, methods, levels=(3, 8)):
-    """Tickets of other methods at IMP's sparsities after so many rounds, trained plainly."""
+def other_masks(f, methods, levels=(3, 8)):
+    """Tickets of other methods, as sparse as after these rounds of iterative pruning, trained plainly."""
     for method in methods:
-        for k in dict.fromkeys(map(f.level, levels)):
-            like = f'--like {f.ticket(k)}' if method == 'random-layers' else ''
-            extra = {'slimming': '--prune g', 'random-layers': like}.get(method, '')
+        for k in f.distinct(levels):
+            extra = f'--method {method}'
+            if method == 'slimming':
+                extra += ' --prune g'
+            if method == 'random-layers':
+                extra += f' --like {f.ticket(k)}'
+
             name = f'{method}{k}'
-            yield from f.find(k, name, f'--method {method} {extra}', 2 if like else 1)
+            yield from f.find(k, name, extra, stage=2 if method == 'random-layers' else 1)
             yield from f.train(k, name=f'{name}-plain', mask=f'{f.out}/{name}.pt')
 
 
@@ -250,39 +367,45 @@ def fig8(family):
     """SNGAN: strength and place of AdvAug, on a ticket."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.find(3)
-    grid = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda'))]
-    for way in ('plain', 'advaug', *grid, 'noise', 'released', 'advaug-g', margin(f)):
+    varied = [way for way in WAYS if way.startswith(('step', 'pgd', 'cut', 'lambda'))]
+    for way in ('plain', 'advaug', *varied, 'noise', 'released', 'advaug-g', margin(f)):
         yield from f.train(3, way)
 
 
 # ---- controls
 
 def controls(family):
-    """Tickets beside other masks, other weights under the same masks, small dense networks, and as many dense ones."""
+    """Tickets beside other masks, other weights under the same masks, narrow dense networks, dense rivals."""
     f = family('sngan', 'cifar10', .1, 50000)
-    yield from f.rows(8, [8], ['plain'])
-    for n in range(1, f.level(8) + 1) if not f.seed else ():   # on the same images
-        yield 3, f.command(f'train_{f.model}', f'--seed {n}', f'dense-seed{n}')
-    yield from pruned(f, ['oneshot', 'random', 'random-layers', 'init'])
+    yield from f.find_and_train(8, [8], ['plain'])
+
+    # The rivals at equal compute: dense trainings from other weights on the images of seed 0.
+    if f.seed == 0:
+        for n in range(1, f.available(8) + 1):
+            yield 3, f.command(f'train_{f.model}', f'--seed {n}', f'dense-seed{n}')
+
+    yield from other_masks(f, ['oneshot', 'random', 'random-layers', 'init'])
     yield from f.find(3, 'early', '--method early-bird')
     yield from f.train(3, name='early-plain', mask=f'{f.out}/early.pt')
-    for k in dict.fromkeys(map(f.level, (3, 8))):
+    for k in f.distinct([3, 8]):
         yield from f.train(k, 'reinit')
         yield 3, f.command(f'train_{f.model}', f'--small-dense {f.ticket(k)}', f'small{k}-plain')
 
 
 def mask_quality(family):
     """Tickets found with 10, 20 and 100 % of the data, and with DiffAugment, trained on 10 % and on all."""
-    found = {}
-    for frac in (.1, .2, 1.):
-        f = found[frac] = family('sngan', 'cifar10', frac, 50000)
+    families = {frac: family('sngan', 'cifar10', frac, 50000) for frac in (.1, .2, 1.)}
+    for f in families.values():
         yield from f.find(3)
-    f = found[.1]
-    yield from f.find(3, 'find-diffaug', '--aug diffaug')
+    tenth = families[.1]
+    yield from tenth.find(3, 'find-diffaug', '--aug diffaug')
+
     for frac in (.1, 1.):
-        for other, g in found.items():
-            yield from found[frac].train(3, name=f'ticket{f.level(3)}-of-{other:g}-plain', mask=g.ticket(3))
-        yield from found[frac].train(3, name=f'ticket{f.level(3)}-of-diffaug-plain', mask=f.ticket(3, 'find-diffaug'))
+        f = families[frac]
+        start = f'ticket{f.available(3)}'
+        for other, source in families.items():
+            yield from f.train(3, name=f'{start}-of-{other:g}-plain', mask=source.ticket(3))
+        yield from f.train(3, name=f'{start}-of-diffaug-plain', mask=tenth.ticket(3, 'find-diffaug'))
 
 
 def ada_sizes(family):
@@ -309,13 +432,13 @@ def leak(family):
 
 def fewshot(family):
     """DiffAugment's few-shot table, dense and ticket; small: on 100 emoji faces."""
-    yield from shots(family, SHOTS + MORE_SHOTS, ['plain', 'diffaug', 'diffaug-advaug'])
+    yield from few_shot(family, SHOTS + MORE_SHOTS, ['plain', 'diffaug', 'diffaug-advaug'])
 
 
 def stylegan2(family):
     """StyleGAN2 on CIFAR at 10, 20 and 100 %, and on 1,000 images of FFHQ and LSUN cat."""
-    cifar = [(data, frac) for data in ('cifar10', 'cifar100') for frac in (.1, .2, 1.)]
-    for data, frac in [*cifar, ('ffhq', 1000), ('lsun-cat', 1000)]:
+    sets = [(data, frac) for data in ('cifar10', 'cifar100') for frac in (.1, .2, 1.)]
+    for data, frac in [*sets, ('ffhq', 1000), ('lsun-cat', 1000)]:
         f = family('stylegan2', data, frac, 250000, '' if 'cifar' in data else '--aug none')
         for way in ('plain', 'diffaug', 'ada'):
             yield from f.train(0, way)
@@ -324,29 +447,69 @@ def stylegan2(family):
 
 
 EXPERIMENTS = {
-    'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5, 'table6': table6,
-    'fig1': fig1, 'fig2': fig2, 'fig4': fig4, 'fig5': fig5, 'fig6': fig5, 'fig7': fig7, 'fig8': fig8,
-    'mask-quality': mask_quality, 'controls': controls, 'imagenet': imagenet, 'ada-sizes': ada_sizes,
-    'diffaug': diffaug, 'leak': leak, 'fewshot': fewshot, 'transfer': transfer, 'stylegan2': stylegan2}
+    'table1': table1,
+    'table2': table2,
+    'table3': table3,
+    'table4': table4,
+    'table5': table5,
+    'table6': table6,
+    'fig1': fig1,
+    'fig2': fig2,
+    'fig4': fig4,
+    'fig5': fig5,
+    'fig6': fig5,
+    'fig7': fig7,
+    'fig8': fig8,
+    'mask-quality': mask_quality,
+    'controls': controls,
+    'imagenet': imagenet,
+    'ada-sizes': ada_sizes,
+    'diffaug': diffaug,
+    'leak': leak,
+    'fewshot': fewshot,
+    'transfer': transfer,
+    'stylegan2': stylegan2}
 
 
-def rows(args):
-    """Lines (stage, name, command), stage by stage. A finding asked for with several numbers of rounds has the most."""
-    lines, rounds = [], {}
+# ---- lines
+
+def all_rows(args):
+    """[(stage, name, command)] of all experiments asked for, stage by stage, each once."""
+    rows = []
     for name in EXPERIMENTS if 'all' in args.names else args.names:
         for seed in args.seeds:
-            lines += [(stage, name, c) for stage, c in EXPERIMENTS[name](lambda *a: Family(args, seed, *a))]
-    for _, _, c in lines:
-        if found := FIND.fullmatch(c):
-            rounds[found[1], found[3]] = max(int(found[2]), rounds.get((found[1], found[3]), 0))
-    most = lambda m: f'{m[1]}--rounds {rounds[m[1], m[3]]}{m[3]}'
-    lines = [(stage, name, FIND.sub(most, c)) for stage, name, c in lines]
-    return sorted(dict.fromkeys(lines), key=lambda line: line[0])
+            family = partial(Family, args, seed)
+            rows += [(stage, name, command) for stage, command in EXPERIMENTS[name](family)]
+
+    most = most_rounds(command for _, _, command in rows)
+    rows = [(stage, name, with_rounds(command, most)) for stage, name, command in rows]
+    return sorted(dict.fromkeys(rows), key=lambda row: row[0])
+
+
+def most_rounds(commands):
+    """{a finding's command around --rounds: the most rounds that an experiment asks of the finding}."""
+    most = {}
+    for command in commands:
+        match = WITH_ROUNDS.fullmatch(command)
+        if match:
+            before, rounds, after = match.groups()
+            most[before, after] = max(int(rounds), most.get((before, after), 0))
+    return most
+
+
+def with_rounds(command, most):
+    """The command with the most rounds, so that a finding that experiments share runs once."""
+    match = WITH_ROUNDS.fullmatch(command)
+    if not match:
+        return command
+    before, _, after = match.groups()
+    return f'{before}--rounds {most[before, after]}{after}'
 
 
 def main(args):
-    for line in rows(args):
-        print(*line)
+    """Print the lines."""
+    for row in all_rows(args):
+        print(*row)
 
 
 if __name__ == '__main__':
