@@ -39,7 +39,7 @@ def select(rows, *starts, way=None):
     return found
 
 
-def first(rows, **wanted):
+def first_row(rows, **wanted):
     """The first row whose entries are as wanted, else None."""
     for row in rows:
         if all(row[key] == value for key, value in wanted.items()):
@@ -52,7 +52,7 @@ def has_point(row):
     return bool(row and row['point'])
 
 
-def scored(rows, way):
+def first_scored(rows, way):
     """The first row of this way that has a final score, else None."""
     return next((row for row in rows if row['way'] == way and row['point']), None)
 
@@ -300,7 +300,7 @@ def draw_fig4(rows, score, records):
         # Of the tickets the last one alone.
         part = [row for row in part if row['round'] in (0, k)]
         for (start, way), group in zip(ways, groups.values()):
-            group.append(first(part, start=start, way=way))
+            group.append(first_row(part, start=start, way=way))
 
     fig, ax = new_figure(max(4.5, 1.5 + .5 * len(ways) * len(families)), 3.8)
     if not plot_bars(ax, ticks, groups):
@@ -336,7 +336,7 @@ def draw_fig7(rows, score, records):
     for start, label in (('ticket', 'iterative (IMP)'), ('random', 'random'), ('oneshot', 'one-shot (OMP)'),
                          ('slimming', 'slimming')):
         # Every method starts from the dense network.
-        if scored(select(rows, start), 'plain'):
+        if first_scored(select(rows, start), 'plain'):
             pruning[label] = over_remaining(dense + select(rows, start, way='plain'))
 
     fig, axes = new_figure(13, 4, 1, 3)
@@ -371,8 +371,8 @@ def draw_fig8(rows, score, records):
     drawn = False
     for ax, (title, prefix, usual) in zip(axes.flat, FIG8_PANELS):
         points = {row['way'].removeprefix(prefix): row for row in tickets if row['way'].startswith(prefix)}
-        points['0'] = first(tickets, way='plain')
-        points[usual] = first(tickets, way='advaug')
+        points['0'] = first_row(tickets, way='plain')
+        points[usual] = first_row(tickets, way='advaug')
 
         # The values stand beside each other, at equal distances.
         values = sorted(points, key=float)
@@ -381,7 +381,7 @@ def draw_fig8(rows, score, records):
             write_missing(ax, i, points[value])
 
         # What the panels are compared with.
-        plot_level(ax, scored(tickets, 'advaug-g'), 'AdvAug on G only', 1)
+        plot_level(ax, first_scored(tickets, 'advaug-g'), 'AdvAug on G only', 1)
         if margins:
             plot_level(ax, margins[0], f"no AdvAug, {margins[0]['way'].replace('-', ' ')}", 2)
         if prefix.startswith('cut'):                           # 0 is no place
@@ -435,10 +435,10 @@ def draw_controls(rows, score, records):
 
         # The early-bird ticket has no round in its name: it stands with the first.
         here = [row for row in rows if (row['round'] or rounds[0]) == k]
-        groups[label] = [first(here, start=start, way=way) for start, way in CONTROLS]
+        groups[label] = [first_row(here, start=start, way=way) for start, way in CONTROLS]
 
     fig, ax = new_figure(10, 4.2)
-    plot_level(ax, scored(select(rows, 'dense'), 'plain'), 'dense', 6)
+    plot_level(ax, first_scored(select(rows, 'dense'), 'plain'), 'dense', 6)
     if not groups or not plot_bars(ax, list(CONTROLS.values()), groups, boxed=False):
         return []
     ax.set_ylabel(score)
@@ -462,9 +462,9 @@ def draw_mask_quality(rows, score, records):
             labels.append(f'{share_label(trained[0])}, DiffAug')
         else:
             labels.append(share_label(f'-{source}'))
-        matrix.append([score_or_nan(scored(families[f], way)) for f in trained])
+        matrix.append([score_or_nan(first_scored(families[f], way)) for f in trained])
     labels.append('dense')
-    matrix.append([score_or_nan(scored(select(families[f], 'dense'), 'plain')) for f in trained])
+    matrix.append([score_or_nan(first_scored(select(families[f], 'dense'), 'plain')) for f in trained])
 
     figures = []
     if np.isfinite(matrix).any():

@@ -1,6 +1,5 @@
 """paper/: pages of whole, partial and broken sets of runs, their numbers, rivals, seeds, figures."""
 import glob
-import json
 import os
 import re
 import zlib
