@@ -10,8 +10,8 @@ Use:
     G.update(lambda part: G.net(x[part]).square().mean(), flat.micro_batches(8, 4))
     E.track(G, beta=.999)
 
-Every parameter of the network is a view of the vector w, and every gradient is a view of the vector g.  So the
-mean over ranks, the mask of the ticket, the guard against NaN, Adam and the moving average are one call each:
+Every parameter of the network is a view of the vector w, and every gradient is a view of the vector g.  The
+mean over ranks, the ticket's mask, the guard against NaN, Adam and the moving average are so one call each:
 
     g     <- m * (mean over ranks of grad L)          m in {0, 1}: the mask of the ticket
     w     <- Adam(w, g)                               a weight that starts at 0 with m = 0 stays exactly 0
@@ -160,8 +160,8 @@ class Flat:
         if self.gradient_mask is not None:
             self.g *= self.gradient_mask
 
-        # The guard against NaN: the device remembers the first step that is not finite (nothing waits for it),
-        # and Adam makes no update from then on.
+        # The guard against NaN: the device remembers the first step that is not finite, and Adam makes no
+        # update from then on.  Nothing waits for the device here.
         bad = ~torch.isfinite(self.g.sum() + self.loss)
         is_first = self.bad_step == 0
         self.bad_step += bad * is_first * self.now
@@ -184,7 +184,7 @@ class Flat:
             self.g /= len(parts)
 
     def replay(self, f, parts):
-        """`backward` as a CUDA graph: a few plain calls on a side stream, then a recording, which is replayed.
+        """`backward` as a CUDA graph: a few plain calls on a side stream, then a recording to be replayed.
 
         The recording reads the tensors that f reads, so the caller fills these in place."""
         self.calls[f] = self.calls.get(f, 0) + 1
