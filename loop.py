@@ -538,7 +538,8 @@ class Run:
         self.device = torch.device('cpu')
         if args.device != 'cpu' and torch.cuda.is_available():
             self.device = torch.device('cuda')
-        self.step, self.done = 0, False
+        self.step = 0
+        self.done = False                             # whether last.pt says that nothing is left to do
 
         # The clock: when something was last done, and what falls due at this step
         self.start = self.last_save = self.last_log = time.time()
@@ -561,9 +562,9 @@ class Run:
         barrier()
         if self.rank == 0:
             os.makedirs(self.path('samples'), exist_ok=True)
-            about = {'command': command(), 'identity': same, 'args': vars(args)}
-            about['versions'] = versions(self.device)
-            write_json(self.path('args.json'), about)
+            write_json(self.path('args.json'), {
+                'command': command(), 'identity': same,
+                'args': vars(args), 'versions': versions(self.device)})
         self.say(f'{self.out}: {json.dumps(vars(args))}')
 
     def path(self, name):
@@ -577,7 +578,7 @@ class Run:
             width = shutil.get_terminal_size().columns - 1
             print(f'\r\033[K{line[:width]}', end='', flush=True)
         elif self.rank == 0:
-            print('\n' * self.moving_line + line, flush=True)           # below a moving line
+            print('\n' * self.moving_line + line, flush=True)          # below a moving line
         self.moving_line = moving
 
     def append(self, name, record):
@@ -669,7 +670,9 @@ class Run:
 
         nets: {name: Flat}.  extra() -> {name: tensor or value}, for the checkpoint's state (see `restore`).
         Exits 130 / 143 on SIGINT / SIGTERM, and 75 after --max-hours, saved and resumable."""
-        self.last_log, self.idle, self.steps_logged = time.time(), 0., self.step
+        self.last_log = time.time()
+        self.steps_logged = self.step
+        self.idle = 0.
         with listening():
             while self.step < self.args.steps:
                 number, over = self.agree()
@@ -680,7 +683,8 @@ class Run:
                 self.step += 1
                 for net in nets.values():
                     net.now = self.step
-                # Augmentation, noise and mixing depend on the rank.
+
+                # Augmentation, noise and mixing depend on the rank; batches and z do not (`rng`).
                 seed = rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)
                 torch.manual_seed(int(seed))
                 yield self.step
@@ -703,7 +707,7 @@ class Run:
                 found.append((*bad, name))
         if not found:
             return
-        step, tensor, name = min(found, key=lambda bad: bad[0])        # in a tie D, updated before G
+        step, tensor, name = min(found, key=lambda bad: bad[0])        # in a tie D, the first by name
         good = 'there is no checkpoint yet'
         last = self.path('last.pt')
         if os.path.exists(last):

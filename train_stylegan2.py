@@ -369,7 +369,7 @@ def main(args):
     x = torch.zeros(n, 3, args.res, args.res, device=job.device)
     x = x.to(memory_format=torch.channels_last)
     z = torch.zeros(n, job.z_dim, device=job.device)
-    y, y_fake = [], []                                # [classes [n]] of conditional networks, else []
+    y, y_fake = [], []                                # empty lists, or one tensor [n] each with --cond
     if args.classes:
         y = [torch.zeros(n, device=job.device, dtype=torch.int64)]
         y_fake = [torch.zeros(n, device=job.device, dtype=torch.int64)]
@@ -404,7 +404,7 @@ def main(args):
             return r1_loss(job, x[part], rows(y, part))
 
     def pl_step(part):
-        half = slice(part.start, (part.start + part.stop + 1) // 2)    # of the images, as in the original
+        half = slice(part.start, (part.start + part.stop + 1) // 2)    # as in the official code
         with context():
             return pl_loss(job, z[half], rows(y_fake, half))
 
