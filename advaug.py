@@ -1,96 +1,148 @@
-"""AdvAug: adversarial augmentation of the features inside G and D (the paper's Eqs. 3-6, Algorithm 2).
+"""AdvAug: adversarial augmentation of the features inside G and D (Eqs. 3-6 and Algorithm 2 of the paper).
 
 Use:
     import torch, advaug
-    G1, G2 = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
-    h = G1(torch.randn(16, 4))                                        # the feature at the cut [N, ...]
-    loss = lambda h: -G2(h).mean()                                    # a player's loss as a function of the feature
-    plain = loss(h) + loss(advaug.pgd(h, loss, steps=1, step_size=.01))
-    clean, adv = advaug.backward(h, loss, steps=1, step_size=.01)     # the same gradients in two passes, not three
+    G1, G2 = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)         # a network G = G2 o G1
+    h = G1(torch.randn(16, 4))                                    # the feature at the cut, [N, ...]
+    loss = lambda h: -G2(h).mean()                                # a player's loss as a function of h
+    total = loss(h) + loss(advaug.pgd(h, loss, steps=1, step_size=.01))
+    clean, adv = advaug.backward(h, loss, steps=1, step_size=.01)  # gradients of total, in fewer passes
 
-    L + lambda L_adv,   L_adv = L(h + delta),   delta = argmax over |delta|_inf <= eps of the objective, by PGD:
-    delta <- clip(delta + step sign(grad objective(h + delta)), -eps, eps),  starting from 0
+Each player minimises
 
-delta is a constant for backpropagation; the adversarial branch still trains what made h.  A negative step descends.
-The released code climbs D's logit everywhere, which helps G and D's reals; here each player's own loss rises (Fig. 3).
+    L + lambda L_adv                                                   Eq. 4 for G, Eq. 6 for D
+    L_adv = max over |delta|_inf <= eps of L(h + delta)                Eq. 3 for G, Eq. 5 for D
+
+and projected gradient descent (PGD; Madry et al. 2018) approximates the maximum, from delta = 0:
+
+    delta <- clip(delta + step_size * sign(grad L(h + delta)), -eps, eps)
+
+delta is a constant for backpropagation, but the gradient of L_adv still trains the layers that made h.  The
+paper prints Eqs. 5 and 6 with min and max exchanged, as if L_D were a gain.  In its released code, PGD always
+raises D's logit, which helps G, and helps D on real images.
 """
 import torch
 
 
-def add_flags(parser, experiments=None):
-    """AdvAug's flags; returns the parser."""
-    a = parser.add_argument
-    a('--advaug', choices=['none', 'g', 'd', 'gd'], default='none',
-      help='adversarial feature augmentation in G, D or both')
-    a('--adv-step', type=float, default=.01, help='PGD step size (paper: 0.01 on CIFAR, 0.001 on ImageNet)')
-    a('--adv-pgd', type=int, default=1, help='PGD steps')
-    a('--adv-eps', type=float, help='radius of the ball (default: steps x step size, never active, as released)')
-    a('--adv-lambda-g', type=float, default=1., help="weight of G's adversarial loss (the paper's lambda_1)")
-    a('--adv-lambda-d', type=float, default=1., help="weight of D's adversarial loss (lambda_2)")
-    a('--adv-cut-g', type=int, default=1, help="stage of G after which its feature is taken (1: after the first layer)")
-    a('--adv-cut-d', type=int, default=-1, help="stage of D, likewise (-1: before the last layer)")
-    a('--adv-sign', choices=['adversary', 'released'], default='adversary', help="released: always climb D's logit")
-    a('--adv-noise', type=float, help='instead of PGD, Gaussian noise of this standard deviation (Table 6: 0.01)')
-    return parser
+def add_flags(group, experiments=None):
+    """Add the flags of AdvAug: the everyday ones to `group`, others to `experiments` (default: `group`)."""
+    experiments = experiments or group
+    group.add_argument('--advaug', choices=['none', 'g', 'd', 'gd'], default='none',
+                       help='adversarial feature augmentation in G, in D or in both')
+    group.add_argument('--adv-step', type=float, default=.01,
+                       help='step size of PGD (paper: 0.01 on CIFAR, 0.001 on ImageNet)')
+    experiments.add_argument('--adv-pgd', type=int, default=1, help='number of PGD steps')
+    experiments.add_argument('--adv-eps', type=float,
+                             help='largest change of a feature (default: steps x step size, never exceeded)')
+    experiments.add_argument('--adv-lambda-g', type=float, default=1.,
+                             help="weight of G's adversarial loss (lambda_1 of the paper)")
+    experiments.add_argument('--adv-lambda-d', type=float, default=1.,
+                             help="weight of D's adversarial loss (lambda_2 of the paper)")
+    experiments.add_argument('--adv-cut-g', type=int, default=1,
+                             help='stages of G before the changed feature (1: after the first layer)')
+    experiments.add_argument('--adv-cut-d', type=int, default=-1,
+                             help='stages of D before the changed feature (-1: all but the last layer)')
+    experiments.add_argument('--adv-sign', choices=['adversary', 'released'], default='adversary',
+                             help="PGD raises the player's own loss (adversary), or D's logit (released)")
+    experiments.add_argument('--adv-noise', type=float,
+                             help='Gaussian noise of this standard deviation, instead of PGD (paper: 0.01)')
+    return group
 
 
 def contradiction(args, default):
-    """One sentence on flags that contradict each other or do nothing, or None; default(name) -> a flag's default."""
-    changed = [k for k in vars(args) if k.startswith('adv_') and getattr(args, k) != default(k)]
-    flag = {k: f"--{k.replace('_', '-')} {getattr(args, k)}" for k in changed}
-    for k in changed:
-        player = k[-1] if k[-2:] in ('_g', '_d') else ''
+    """One sentence on flags that contradict each other or do nothing; None if there are none.
+
+    default(name) is the default of a flag."""
+    for name in vars(args):
+        if not name.startswith('adv_') or getattr(args, name) == default(name):
+            continue
+        flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+        player = name[-1] if name.endswith(('_g', '_d')) else ''           # '': the flag is of both players
+
         if args.advaug == 'none' or player not in args.advaug:
-            return f'{flag[k]} does nothing with --advaug {args.advaug}: add --advaug {player or "gd"}, or leave it out'
-        if args.adv_noise is not None and k in ('adv_step', 'adv_pgd', 'adv_eps', 'adv_sign'):
-            return f'{flag[k]} belongs to PGD, --adv-noise {args.adv_noise} replaces it: leave one out'
-    if args.advaug != 'none' and args.adv_noise is None and (args.adv_pgd < 1 or args.adv_step <= 0):
-        return (f'--advaug {args.advaug} with --adv-pgd {args.adv_pgd} --adv-step {args.adv_step} moves nothing: '
-                'use positive values, or --advaug none')
-    if args.adv_noise is not None and args.adv_noise <= 0 or args.adv_eps is not None and args.adv_eps <= 0:
-        return f'--adv-noise {args.adv_noise} --adv-eps {args.adv_eps}: use positive values, or leave them out'
+            wanted = player or 'gd'
+            return (f'{flag} does nothing with --advaug {args.advaug}: '
+                    f'add --advaug {wanted}, or leave it out')
+        if args.adv_noise is not None and name in ('adv_step', 'adv_pgd', 'adv_eps', 'adv_sign'):
+            return f'{flag} belongs to PGD, --adv-noise {args.adv_noise} replaces it: leave one out'
+
+    if args.advaug != 'none' and args.adv_noise is None:
+        if args.adv_pgd < 1 or args.adv_step <= 0:
+            return (f'--advaug {args.advaug} with --adv-pgd {args.adv_pgd} --adv-step {args.adv_step} '
+                    'moves nothing: use positive values, or --advaug none')
+
+    for value in (args.adv_noise, args.adv_eps):
+        if value is not None and value <= 0:
+            return (f'--adv-noise {args.adv_noise} --adv-eps {args.adv_eps}: '
+                    'use positive values, or leave them out')
+
+
+def direction(h, objective):
+    """Sign of the gradient of the objective at h [N, ...].  The gradients of parameters stay as they are."""
+    h = h.detach().requires_grad_()
+    gradient, = torch.autograd.grad(objective(h).sum(), h)
+    return gradient.sign()
 
 
 def project(delta, steps, step_size, eps):
-    eps = abs(steps * step_size) if eps is None else eps
+    """delta, clipped to |delta|_inf <= eps.  None stands for steps * step_size, which PGD never exceeds."""
+    if eps is None:
+        eps = abs(steps * step_size)
     return delta.clamp(-eps, eps)
 
 
-def climb(h, objective):
-    """Sign of the objective's gradient at h; parameters keep their gradients as they are."""
-    x = h.detach().requires_grad_()
-    return torch.autograd.grad(objective(x).sum(), x)[0].sign()
-
-
 def pgd(h, objective, steps=1, step_size=.01, eps=None):
-    """h + delta [N, ...], with delta after `steps` signed steps up the objective (a scalar or one value per sample).
+    """h + delta, where delta comes from `steps` signed gradient steps up the objective.
 
-    eps: radius of the ball; None for steps * step_size. Gradients flow through h, not through delta."""
+    h: the feature [N, ...].  objective(h): a scalar or one value per sample.
+    step_size: in units of h; a negative one descends.  eps: largest |delta|; None for steps * step_size.
+    The gradient flows through h, not through delta.  The parameters keep their gradients as they are."""
     delta = torch.zeros_like(h)
     for _ in range(steps):
-        delta = project(delta + step_size * climb(h + delta, objective), steps, step_size, eps)
+        # PGD step
+        delta = delta + step_size * direction(h + delta, objective)
+        delta = project(delta, steps, step_size, eps)
+
+    # Eq. 3 (G) and Eq. 5 (D): where L_adv is taken
     return h + delta
 
 
 def backward(h, loss, steps=1, step_size=.01, eps=None, weight=1.):
-    """Backpropagate loss(h) + weight * loss(pgd(h, loss, ...)) into everything; returns both losses, detached.
+    """Backpropagate loss(h) + weight * loss(pgd(h, loss, ...)) into everything; return both losses, detached.
 
-    The clean pass holds the first PGD direction, so PGD-1 costs two passes through loss and one through what made h."""
-    x = h.detach().requires_grad_()
+    h: the feature [N, ...], with the graph of the layers that made it.  loss(h): a scalar.
+    steps, step_size, eps: of `pgd`.  weight: lambda.
+
+    The gradient of the clean loss is also the first PGD direction.  PGD with one step therefore costs two
+    passes through `loss`, and one through the layers that made h.  The graphs are retained, because passes
+    and micro-batches share parts of them (the embedding of labels, W / sigma(W))."""
+    # L, the clean loss
+    x = h.detach().requires_grad_()                            # a leaf: backpropagation stops here for now
     clean = loss(x)
-    clean.backward(retain_graph=True)                      # what both passes share (labels, W / sigma(W)) is used twice
+    clean.backward(retain_graph=True)
     clean = clean.detach()
+
+    # First PGD step, from delta = 0
     delta = project(step_size * x.grad.sign(), steps, step_size, eps)
+
+    # Further PGD steps
     for _ in range(steps - 1):
-        delta = project(delta + step_size * climb(x + delta, loss), steps, step_size, eps)
+        delta = delta + step_size * direction(x + delta, loss)
+        delta = project(delta, steps, step_size, eps)
+
+    # Eq. 3: L_adv, the loss at h + delta
     moved = (x.detach() + delta).requires_grad_()
     adv = loss(moved)
     (weight * adv).backward(retain_graph=True)
+
+    # Eq. 4: the gradients of L and of lambda L_adv are added at the cut, and go into the layers that made h
     if h.requires_grad:
-        h.backward(x.grad + moved.grad, retain_graph=True)         # micro-batches share W / sigma(W) in front too
+        h.backward(x.grad + moved.grad, retain_graph=True)
     return clean, adv.detach()
 
 
 def noise(h, std=.01):
-    """h + N(0, std^2) [N, ...]: the baseline of Table 6, with its gradients intact (the released one cuts them)."""
+    """h + N(0, std^2) [N, ...], the baseline of Table 6.
+
+    The gradient flows through h; the released code cuts it."""
     return h + std * torch.randn_like(h)

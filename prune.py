@@ -1,181 +1,275 @@
-"""Masks of neural networks: Algorithm 1's iterative magnitude pruning, the ways it is compared with, and how far two
-masks are apart.
+"""Masks of neural networks: the magnitude pruning of Algorithm 1, and the methods that it is compared with.
 
 Use:
     import numpy, torch, prune
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
-    dense = masks = prune.ones(net)                          # {parameter name: bool tensor}, True = alive
+    dense = masks = prune.ones(net)                          # {parameter name: bool tensor}, True where alive
     for k in range(3):
-        masks = prune.magnitude(net, masks, rho=.2)          # 20, 36, 48.8 % of the convolution weights
-    prune.apply_(net, masks)                                 # rewound weights, pruned ones exactly 0
-    left = prune.alive_after(prune.alive(dense), .2, 3)      # the same number at once, at random
-    other = prune.random(dense, left, numpy.random.default_rng(0))
+        masks = prune.magnitude(net, masks, rho=.2)          # sparsity 20, 36, 48.8 %
+    prune.apply_(net, masks)                                 # pruned weights become exactly 0
+    keep = prune.alive_after(prune.alive(dense), .2, 3)      # as many weights as three rounds leave
+    other = prune.random(dense, keep, numpy.random.default_rng(0))
     print(prune.sparsity(masks), prune.overlap(masks, other))
 
-Each network is ranked by itself, over all its convolution weights together:
-    alive = {i : m_i = 1};   m_i <- 0 for the int(rho |alive|) smallest g_i |w_i| of alive;
-    sparsity after k rounds 1 - (1 - rho)^k
-g_i is 1, or what the network multiplies a weight with when it runs (StyleGAN2's equalised learning rate).  The paper
-prunes G and D (its code G alone).  Linear layers, embeddings, norms and biases stay dense, as released.
+Each network is ranked by itself, and all its convolution weights are ranked together:
+
+    alive = {i : m_i = 1}
+    m_i <- 0 for the int(rho |alive|) smallest g_i |w_i| of alive
+    sparsity after k rounds = 1 - (1 - rho)^k
+
+g_i is 1, or the factor of w_i in the forward pass (the equalised learning rate of StyleGAN2).  The paper
+prunes G and D; its released code prunes G alone.  Linear layers, embeddings, norms and biases stay dense, as
+in the released code.
 """
 import torch
 
 
+# ---- masks
+
 def prunable(net, which='conv'):
-    """Names of the weights that may be pruned: of convolutions, or of every layer with a weight matrix ('all')."""
+    """Names of the weights that may be pruned: those of convolutions ('conv'), or of all layers ('all').
+
+    Layers are recognised by the name and the number of dimensions of their weight, not by their class.
+    Raises KeyError for another word."""
     if which not in ('conv', 'all'):
         raise KeyError(which)
-    dims = (3, 4, 5) if which == 'conv' else (2, 3, 4, 5)                  # any layer's, also of one's own making
-    return [name for name, p in net.named_parameters() if p.dim() in dims
-            and name.removesuffix('.original').rsplit('.', 1)[-1] == 'weight']
+    least = 3 if which == 'conv' else 2                        # dimensions: of a 1d convolution, of a matrix
+
+    names = []
+    for name, p in net.named_parameters():
+        attribute = name.removesuffix('.original').rsplit('.', 1)[-1]      # .original: of spectral norm
+        if attribute == 'weight' and least <= p.dim() <= 5:
+            names.append(name)
+    return names
 
 
 def ones(net, which='conv'):
-    """The dense masks {name: bool tensor} of a network."""
+    """The dense masks {name: bool tensor} of a network, on the CPU."""
     parameters = dict(net.named_parameters())
-    return {name: torch.ones_like(parameters[name], dtype=torch.bool, device='cpu') for name in prunable(net, which)}
+    masks = {}
+    for name in prunable(net, which):
+        masks[name] = torch.ones_like(parameters[name], dtype=torch.bool, device='cpu')
+    return masks
 
 
 def tensors(net):
-    """{name: tensor} of a module's parameters, or of its state dict."""
-    return net if isinstance(net, dict) else dict(net.named_parameters())
+    """{name: tensor} of the parameters of a module; a state dict is returned as it is."""
+    if isinstance(net, dict):
+        return net
+    return dict(net.named_parameters())
+
+
+def apply_(net, masks):
+    """Set the pruned weights of a module (or of its state dict) to 0, in place, and return it.
+
+    In training, the masks act on the gradient (flat.py): a pruned weight starts at 0 and stays there."""
+    weights = tensors(net)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = weights[name]
+            weight.masked_fill_(~mask.to(weight.device), 0)
+    return net
 
 
 def alive(masks):
     """Number of surviving weights."""
-    return sum(int(m.sum()) for m in masks.values())
+    return sum(int(mask.sum()) for mask in masks.values())
 
 
-def alive_after(total, rho, rounds):
-    """How many of `total` weights survive so many rounds of iterative pruning."""
+def total(masks):
+    """Number of prunable weights."""
+    return sum(mask.numel() for mask in masks.values())
+
+
+def alive_after(count, rho, rounds):
+    """How many of `count` weights survive so many rounds of iterative pruning."""
     for _ in range(rounds):
-        total -= int(rho * total)
-    return total
-
-
-def largest(masks, scores, keep):
-    """New masks with the `keep` largest scores {name: tensor} among the surviving weights of the whole network.
-
-    Raises ValueError with the name of a tensor that would become empty."""
-    if not masks:
-        return {}
-    survivors = [scores[name][mask] for name, mask in masks.items()]            # each [alive_i]
-    flat = torch.cat(survivors)
-    kept = torch.ones_like(flat, dtype=torch.bool)
-    kept[flat.topk(len(flat) - keep, largest=False, sorted=False).indices] = False
-    new = {}
-    for (name, old), part in zip(masks.items(), kept.split([len(s) for s in survivors])):
-        new[name] = old.clone()
-        new[name][old] = part
-    return nonempty(new)
+        count -= int(rho * count)
+    return count
 
 
 def nonempty(masks):
-    """The masks; raises ValueError with the name of an empty one."""
+    """The masks as they are.  Raises ValueError with the name of a tensor that has no surviving weight."""
     for name, mask in masks.items():
         if not mask.any():
             raise ValueError(f'{name} would lose all its weights: stop at fewer rounds or a smaller rho')
     return masks
 
 
-def magnitude(net, masks, rho=.2, keep=None, gains=None):
-    """New masks without the int(rho * alive) smallest of the surviving |weights| of the whole network; or with `keep`.
+# ---- pruning: every function takes masks and returns new ones
 
-    net: a module or its state dict, trained. gains: {name: factor of the weights of this tensor}, 1 where not named.
+def largest(masks, scores, keep):
+    """New masks with the `keep` largest scores among the surviving weights of the whole network.
+
+    scores: {name: tensor}.  Raises ValueError with the name of a tensor that would become empty."""
+    if not masks:
+        return {}
+    survivors = []
+    for name, mask in masks.items():
+        survivors.append(scores[name][mask])                   # [number alive in this tensor]
+    ranked = torch.cat(survivors)                              # [number alive in the network]
+
+    # Algorithm 1, line 5: the smallest go
+    smallest = ranked.topk(len(ranked) - keep, largest=False, sorted=False).indices
+    kept = torch.ones_like(ranked, dtype=torch.bool)
+    kept[smallest] = False
+
+    # Algorithm 1, line 6: the masks are updated
+    new = {}
+    parts = kept.split([len(part) for part in survivors])
+    for (name, mask), part in zip(masks.items(), parts):
+        new[name] = mask.clone()
+        new[name][mask] = part
+    return nonempty(new)
+
+
+def magnitude(net, masks, rho=.2, keep=None, gains=None):
+    """New masks without the int(rho * alive) smallest |weights| of the surviving ones of the whole network.
+
+    net: a trained module or its state dict.  keep: how many weights survive, instead of rho.
+    gains: {name: factor of this tensor's weights in the forward pass}, 1 where a name is missing.
     Raises ValueError with the name of a tensor that would become empty."""
+    if keep is None:
+        keep = alive_after(alive(masks), rho, 1)
+    gains = gains or {}
     weights = tensors(net)
-    scores = {name: weights[name].detach().cpu().abs() * (gains or {}).get(name, 1.) for name in masks}
-    return largest(masks, scores, alive_after(alive(masks), rho, 1) if keep is None else keep)
+
+    scores = {}
+    for name in masks:
+        weight = weights[name].detach().cpu()
+        scores[name] = weight.abs() * gains.get(name, 1.)
+    return largest(masks, scores, keep)
 
 
 def random(masks, keep, rng):
-    """New masks with `keep` of the surviving weights, uniformly drawn from the whole network by a numpy generator.
+    """New masks with `keep` of the surviving weights, drawn uniformly from the whole network.
 
-    From equal generators the masks of smaller `keep` lie in those of larger. Raises ValueError as magnitude does."""
-    return largest(masks, {name: torch.from_numpy(rng.random(tuple(m.shape))) for name, m in masks.items()}, keep)
+    rng: a numpy generator.  From equal generators, masks of a smaller `keep` lie inside those of a larger.
+    Raises ValueError with the name of a tensor that would become empty."""
+    scores = {}
+    for name, mask in masks.items():
+        scores[name] = torch.from_numpy(rng.random(tuple(mask.shape)))
+    return largest(masks, scores, keep)
 
 
 def random_layers(masks, rng):
-    """Every tensor's mask at random places: random pruning with the layer ratios of these masks."""
-    return {name: torch.from_numpy(rng.permutation(m.flatten().numpy())).view_as(m) for name, m in masks.items()}
+    """New masks with as many weights in every tensor, at random places.
+
+    This is random pruning with the layer ratios of a ticket.
+    rng: a numpy generator."""
+    new = {}
+    for name, mask in masks.items():
+        shuffled = rng.permutation(mask.flatten().numpy())
+        new[name] = torch.from_numpy(shuffled).view_as(mask)
+    return new
 
 
 def slim(net, masks, norms, keep):
-    """New masks without the channels of smallest |gamma| of all batch norms together, with as near to `keep` weights as
-    whole channels come: network slimming (Liu et al. 2017). Every norm keeps its largest.
+    """New masks without whole channels: network slimming (Liu et al. 2017).
 
-    norms: {scale: (convolution in front of the norm, or None where others use its output too; convolution behind it)},
-    by parameter name, convolutions [out, in, ...]. A channel takes the filter in front and the slice behind along."""
-    weights, new = tensors(net), {name: m.clone() for name, m in masks.items()}
-    scales = {name: sorted((abs(g), name, c) for c, g in enumerate(weights[name].tolist())) for name in norms}
+    Channels go, smallest |gamma| of all batch norms first, until the number of weights is closest to `keep`.
+    Every norm keeps its largest channel.  With a channel go its filter of the convolution in front of the
+    norm, and its slice of the convolution behind; their weights are [out, in, ...].
+
+    net: a trained module or its state dict.
+    norms: {name of gamma: (name of the weight in front, name of the weight behind)}.  The name in front is
+    None where other layers use the output of this convolution, too: its filters stay."""
+    weights = tensors(net)
+    candidates = []                                            # (|gamma|, name of gamma, channel)
+    for name in norms:
+        gamma = weights[name].tolist()
+        ranked = sorted((abs(g), name, c) for c, g in enumerate(gamma))
+        candidates += ranked[:-1]                              # the largest channel stays
+
+    new = {name: mask.clone() for name, mask in masks.items()}
     left = alive(new)
-    for _, name, c in sorted(scale for of in scales.values() for scale in of[:-1]):
+    for _, name, c in sorted(candidates):
         front, behind = norms[name]
-        parts = [new[behind][:, c]] + ([new[front][c]] if front else [])
-        fewer = left - sum(int(p.sum()) for p in parts)
+        views = [new[behind][:, c]]
+        if front:
+            views.append(new[front][c])
+
+        fewer = left - sum(int(view.sum()) for view in views)
         if abs(fewer - keep) > abs(left - keep):
             break
-        for part in parts:
-            part.fill_(False)
+        for view in views:
+            view.fill_(False)
         left = fewer
     return new
 
 
-def apply_(net, masks):
-    """Set the pruned weights of a module (or its state dict) to 0, in place."""
-    weights = tensors(net)
-    with torch.no_grad():
-        for name, keep in masks.items():
-            weights[name].masked_fill_(~keep.to(weights[name].device), 0)
-    return net
-
+# ---- how much is pruned, and how far two masks are apart
 
 def sparsity(masks):
-    """Share of pruned weights among the prunable ones, 0 for no masks."""
-    total = sum(m.numel() for m in masks.values())
-    return 1 - alive(masks) / total if total else 0.
+    """Share of the prunable weights that are pruned; 0 without masks."""
+    if not masks:
+        return 0.
+    return 1 - alive(masks) / total(masks)
 
 
 def channels(masks):
-    """Share of the output channels (filters, rows) that are wholly pruned, 0 for no masks."""
-    gone = [~m.flatten(1).any(1) for m in masks.values()]                                      # each [out]
-    return torch.cat(gone).double().mean().item() if gone else 0.
+    """Share of the output channels (filters, rows) that are wholly pruned; 0 without masks."""
+    if not masks:
+        return 0.
+    gone = []
+    for mask in masks.values():
+        gone.append(~mask.flatten(1).any(1))                   # [out]
+    return torch.cat(gone).double().mean().item()
 
 
 def hamming(a, b):
-    """Share of the prunable weights that are alive in one of two masks and pruned in the other, 0 for no masks."""
-    total = sum(m.numel() for m in a.values())
-    return sum(int((a[name] != b[name]).sum()) for name in a) / total if total else 0.
+    """Share of the prunable weights on which two masks differ; 0 without masks."""
+    if not a:
+        return 0.
+    different = 0
+    for name in a:
+        different += int((a[name] != b[name]).sum())
+    return different / total(a)
 
 
 def overlap(a, b):
-    """Weights that survive in both masks, as a share of those that survive in either; 1 for no masks."""
-    both, either = (sum(int(f(a[name], b[name]).sum()) for name in a) for f in (torch.logical_and, torch.logical_or))
+    """Number of weights that survive in both masks, over the number that survive in either; 1 without any."""
+    both = either = 0
+    for name in a:
+        both += int((a[name] & b[name]).sum())
+        either += int((a[name] | b[name]).sum())
     return both / either if either else 1.
 
 
 def drift(last, length=5):
-    """How far the newest of the last `length` masks is from the others at most; 1 while there are fewer.
+    """Largest `hamming` distance of the newest mask from the `length` - 1 before it; 1 if there are fewer.
 
-    last: list of masks, oldest first. Below a threshold an early-bird ticket is found (You et al. 2020)."""
-    return max(hamming(old, last[-1]) for old in last[-length:-1]) if len(last) >= length else 1.
+    last: list of masks, oldest first.  An early-bird ticket (You et al. 2020) is found where the drift falls
+    below a threshold."""
+    if len(last) < length:
+        return 1.
+    newest = last[-1]
+    return max(hamming(mask, newest) for mask in last[-length:-1])
 
 
 def table(masks):
-    """Lines 'name  alive / all  sparsity' per tensor, for a log."""
-    short = [name.replace('.parametrizations', '').replace('.original', '') for name in masks]
-    return [f'{name:24} {int(m.sum()):9,} / {m.numel():9,}  {1 - m.float().mean():7.2%}'
-            for name, m in zip(short, masks.values())]
+    """Lines 'name  alive / all  sparsity', one per tensor, for a log."""
+    lines = []
+    for name, mask in masks.items():
+        short = name.replace('.parametrizations', '').replace('.original', '')
+        pruned = 1 - mask.float().mean()
+        lines.append(f'{short:24} {int(mask.sum()):9,} / {mask.numel():9,}  {pruned:7.2%}')
+    return lines
 
 
 def mismatch(net, state, masks, what='ticket'):
-    """One sentence on the first tensor in which a ticket does not fit a network, or None."""
+    """One sentence on the first tensor in which a ticket does not fit a network; None if it fits.
+
+    state: the weights of the ticket {name: tensor}.  masks: its masks.  what: its name in the sentence."""
     own = net.state_dict()
     for name in own:
         if name not in state:
             return f'the network has {name}, the {what} does not'
-        if own[name].shape != state[name].shape:
-            return f'{name} is {tuple(own[name].shape)} in the network and {tuple(state[name].shape)} in the {what}'
+
+        here, there = tuple(own[name].shape), tuple(state[name].shape)
+        if here != there:
+            return f'{name} is {here} in the network and {there} in the {what}'
+
     for name in [*state, *masks]:
         if name not in own:
             return f'the {what} has {name}, the network does not'

@@ -113,3 +113,12 @@ def test_flags_that_would_do_nothing_are_named(flags, word):
     p = advaug.add_flags(argparse.ArgumentParser())
     assert word in advaug.contradiction(p.parse_args(flags), p.get_default)
     assert advaug.contradiction(p.parse_args(['--advaug', 'gd', '--adv-step', '.02']), p.get_default) is None
+
+
+def test_everyday_flags_go_to_the_first_group_and_all_others_to_the_second():
+    p = argparse.ArgumentParser()
+    everyday, experiments = p.add_argument_group('everyday'), p.add_argument_group('experiments')
+    assert advaug.add_flags(everyday, experiments) is everyday
+    assert [a.option_strings[0] for a in everyday._group_actions] == ['--advaug', '--adv-step']
+    alone = advaug.add_flags(argparse.ArgumentParser())
+    assert vars(p.parse_args([])) == vars(alone.parse_args([])) and p.format_help()

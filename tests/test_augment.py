@@ -362,7 +362,7 @@ def test_p_0_is_the_identity_and_p_above_1_is_1():
     for policy in ('blit', 'geom', 'bgcfnc', 'color', 'filter', 'noise', 'cutout'):
         assert torch.equal(augment.draw(policy, x, p=0.)(x), x)
     L, t = np.ones(4), np.full(4, 31.)                           # the matrices of both paths, at the identity
-    A = augment.lines(L, t, 32, 32, x)
+    A = augment.line_matrices(L, t, 32, 32, x)
     assert (A - torch.eye(32)).abs().max() < 1e-6 and (augment.sandwich(A, A)(x) - x).abs().max() < 1e-5
     P = given(4, rotation=1e-9)
     assert (augment.ada(P, x)(x) - x).abs().max() < 1e-5
@@ -429,8 +429,8 @@ def test_nothing_is_read_back_from_the_device_and_boxes_have_few_sizes(monkeypat
 
 
 def test_unknown_parts_and_sizes_without_meaning_are_named():
-    assert augment.check('bgc', ada=True) == ['blit', 'geom', 'color']
-    assert [len(augment.check('bgcfnc'[:n], ada=True)) for n in range(2, 7)] == [2, 3, 4, 5, 6]
+    assert augment.policy_names('bgc', ada=True) == ['blit', 'geom', 'color']
+    assert [len(augment.policy_names('bgcfnc'[:n], ada=True)) for n in range(2, 7)] == [2, 3, 4, 5, 6]
     for policy, channels, size, word in (('translation', 3, 32, 'translation'), ('bgx', 3, 32, 'bgx'),
                                          ('bgc', 3, 15, '15'), ('bgcf', 3, 21, '21'), ('bgc', 2, 32, '2, 32')):
         with pytest.raises(ValueError, match=word):
@@ -571,3 +571,12 @@ def test_what_is_left_open_is_completed_as_published(flags, policy, target):
     p = augment.add_flags(argparse.ArgumentParser())
     args = p.parse_args(flags)
     assert augment.contradiction(args, p.get_default) is None and (args.aug_policy, args.ada_target) == (policy, target)
+
+
+def test_everyday_flags_go_to_the_first_group_and_all_others_to_the_second():
+    p = argparse.ArgumentParser()
+    everyday, experiments = p.add_argument_group('everyday'), p.add_argument_group('experiments')
+    assert augment.add_flags(everyday, experiments) is everyday
+    assert [a.option_strings[0] for a in everyday._group_actions] == ['--aug', '--ada-target']
+    alone = augment.add_flags(argparse.ArgumentParser())
+    assert vars(p.parse_args([])) == vars(alone.parse_args([])) and p.format_help()

