@@ -326,7 +326,7 @@ def lazy_factor(every):
     return every / (every + 1) if every > 1 else 1.
 
 
-def rows(tensors, part):
+def take(tensors, part):
     """The rows `part` of each tensor in a list."""
     return [tensor[part] for tensor in tensors]
 
@@ -388,25 +388,25 @@ def main(args):
 
     def d_step(part):                                                  # Eq. 5 and Eq. 6
         with context():
-            fake = G.net(z[part], *rows(y_fake, part))                 # [n, 3, H, W]
+            fake = G.net(z[part], *take(y_fake, part))                 # [n, 3, H, W]
             r1 = 0 if r1_apart else args.r1
             return gan.d_loss(D.net, x[part], fake, args, job.sums,
-                              *rows(y + y_fake, part), ada=job.ada, lecam=job.lecam, r1=r1)
+                              *take(y + y_fake, part), ada=job.ada, lecam=job.lecam, r1=r1)
 
     def g_step(part):                                                  # Eq. 3 and Eq. 4
-        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *rows(y_fake, part), ada=job.ada)
+        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *take(y_fake, part), ada=job.ada)
         if args.pl and not pl_apart:
             loss = loss + pl_step(part)
         return loss
 
     def r1_step(part):
         with context():
-            return r1_loss(job, x[part], rows(y, part))
+            return r1_loss(job, x[part], take(y, part))
 
     def pl_step(part):
         half = slice(part.start, (part.start + part.stop + 1) // 2)    # as in the official code
         with context():
-            return pl_loss(job, z[half], rows(y_fake, half))
+            return pl_loss(job, z[half], take(y_fake, half))
 
     phases = [(G, g_step), (D, d_step)]
     if pl_apart:
