@@ -76,11 +76,11 @@ def add_flags(group, experiments=None):
       help='steps between grids of samples (default: after a minute, then at doubling intervals)')
     a('--log-every', type=int, default=50, help='steps between lines of log.jsonl')
     a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto',
-      help='of the passes through the networks; auto: bf16 where the hardware has it, else fp32')
+      help='number format inside the networks; auto: bf16 where the hardware has it, else fp32')
     a('--graph', action=argparse.BooleanOptionalAction, default=False,
-      help='launch the passes of an update as one CUDA graph, which takes less time of the CPU')
+      help='record the passes of each update as a CUDA graph, which spares the CPU')
     a('--deterministic', action='store_true',
-      help='kernels on CUDA that repeat themselves bit for bit, for exact resume there')
+      help='CUDA kernels that repeat their results bit for bit, so that a resumed run is exact')
     return group
 
 

@@ -54,7 +54,7 @@ def parser(description):
     return argparse.ArgumentParser(
         description=description,
         usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
-        epilog='A preset replaces defaults that stand here.  Every run prints the values that it uses.',
+        epilog='A preset replaces some of the defaults above.  Every run prints the values that it uses.',
         allow_abbrev=False,
         formatter_class=HelpFormatter)
 
@@ -95,7 +95,7 @@ def add_network_flags(group, experiments, presets):
     a('--small-dense', metavar='TICKET',
       help='dense networks, so narrow that they have as many weights as this ticket has left')
     a('--reinit', action='store_true', default=None,
-      help="with --mask: random initial weights of their own, not the ticket's")
+      help="with --mask: fresh random weights under the ticket's masks")
 
 
 def add_training_flags(group, experiments):
@@ -113,7 +113,7 @@ def add_training_flags(group, experiments):
     a('--ema', type=float, default=.999, help='decay of the averaged generator, per G update')
     a('--ema-start', type=int, default=0, help='steps during which the averaged generator is a copy of G')
     a('--sync-bn', action='store_true',
-      help="G's batch norms see the batch of all ranks, not of one (of a micro-batch, if there are several)")
+      help="G's batch norms see the images of all ranks together (of one micro-batch at a time)")
     a('--d-pass', choices=['joint', 'separate'], default='joint',
       help='joint: reals and fakes pass D together; separate: one after the other, as released')
     a('--slim', type=float, nargs='?', const=SLIM, metavar='WEIGHT',
