@@ -24,9 +24,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 import augment                                                 # noqa: E402
 import generate                                                # noqa: E402
 import loop                                                    # noqa: E402
+import trainer                                                 # noqa: E402
 from data import images                                        # noqa: E402
-
-
 from runs import collect                                       # noqa: E402
 
 MAPS = 8                                                       # four quarter turns, mirrored or not
@@ -113,14 +112,14 @@ def samples_of(run, count):
 
 def main(args):
     """Train C, measure held-out images and every run, write leak.json; returns its records."""
-    data = load_data(argparse.Namespace(**args.runs[0]['flags']))
+    data = trainer.load_data(argparse.Namespace(**args.runs[0]['flags']))
     C = train_classifier(data.images, args.steps)
 
     # False alarms and hits on real images.
     real, which = data.holdout, 'held-out images'
     if real is None:
         real, which = data.images, 'training images'
-    real = real[torch.from_numpy(fixed_rows(len(real), args.samples))]
+    real = real[torch.from_numpy(trainer.fixed_rows(len(real), args.samples))]
     mixed = apply_maps(real, torch.arange(len(real)) % MAPS)
     records = [{'label': which, **found_shares(C, real)},
                {'label': f'{which}, turned and mirrored at random', **found_shares(C, mixed)}]
