@@ -42,6 +42,7 @@ import shutil
 import torch
 
 import loop
+import metrics
 import prune
 import trainer
 
@@ -337,7 +338,7 @@ def get_args(argv=None):
     data = os.path.basename(args.flags.data.rstrip('/'))
     args.identity = {
         **{name: getattr(args, name) for name in OWN_FLAGS},
-        **loop.identity(args.flags),
+        **loop.run_identity(args.flags),
         'steps': args.flags.steps,
         'data': data,
         'like_hash': like_hash,
@@ -357,7 +358,7 @@ def own_parser():
         usage='%(prog)s MODEL --data NAME|FOLDER|ZIP [flags]',
         epilog='Beside these: every flag of train_MODEL.py, see its --help.',
         allow_abbrev=False,
-        formatter_class=trainer.HelpFormatter)
+        formatter_class=metrics.HelpFormatter)
     a = p.add_argument
     a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
 

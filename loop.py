@@ -466,7 +466,7 @@ def versions(device):
             'git': revision}
 
 
-def identity(args, **facts):
+def run_identity(args, **facts):
     """What must be equal when a run resumes: flags that change the result, and `facts` (hashes, model)."""
     kept = {}
     for name, value in vars(args).items():
@@ -550,7 +550,7 @@ class Run:
         self.moving_line = False                      # whether the terminal shows a line without an end
 
         # The directory, named after what changes the result
-        same = identity(args, **facts, model=model)
+        same = run_identity(args, **facts, model=model)
         data = os.path.basename(str(getattr(args, 'data', 'data')).rstrip('/'))
         frac = getattr(args, 'frac', 1)
         self.out = args.out or f'runs/{model}-{data}-{frac}-{digest(same)[:8]}'

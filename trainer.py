@@ -39,16 +39,6 @@ TOO_FEW_IMAGES = 6                            # fewer have no two halves with a 
 
 # ---- flags
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and the default behind every flag that has one."""
-
-    def _get_help_string(self, action):
-        nothing_to_show = action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool)
-        if nothing_to_show or '(default' in action.help:
-            return action.help
-        return f'{action.help} (default: %(default)s)'
-
-
 def parser(description):
     """An argument parser for a script with this docstring."""
     return argparse.ArgumentParser(
@@ -56,7 +46,7 @@ def parser(description):
         usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
         epilog='A preset replaces some of the defaults above.  Every run prints the values that it uses.',
         allow_abbrev=False,
-        formatter_class=HelpFormatter)
+        formatter_class=metrics.HelpFormatter)
 
 
 def add_flags(p, presets):

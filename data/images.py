@@ -1396,10 +1396,5 @@ def main(argv=None):
         print(line)
 
 
-def fashion(root, res):  # alias
-    train, test, classes, report = read_fashion(root, res)
-    return vars(train), vars(test), classes, report
-
-
 if __name__ == '__main__':
     main()

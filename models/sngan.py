@@ -229,8 +229,6 @@ class Generator(Cut):
         h = h.view(-1, self.ch, self.bottom, self.bottom)      # [N, C, res/8, res/8]
         return h.contiguous(memory_format=torch.channels_last)
 
-    first = to_feature  # alias
-
     def to_image(self, h):                                     # [N, C, res, res]
         h = self.n5(h)
         h = F.relu(h)

@@ -64,9 +64,9 @@ def train_classifier(data, epochs):
     for epoch in range(epochs):
         for group in adam.param_groups:
             group['lr'] = 2e-3 * (1 - epoch / epochs)
-        for rows in torch.randperm(len(data['images'])).split(128):
-            logits = net(data['images'][rows])[1]
-            loss = F.cross_entropy(logits, data['labels'][rows])
+        for rows in torch.randperm(len(data.images)).split(128):
+            logits = net(data.images[rows])[1]
+            loss = F.cross_entropy(logits, data.labels[rows])
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -102,14 +102,14 @@ def print_agreement(net, run, test, names):
     """The table of --run: of 200 samples of each class, how many the classifier calls so."""
     G = generate.load(os.path.join(run, 'last.pt') if os.path.isdir(run) else run, 'cpu')
     z = loop.latents(range(200), G.z_dim, 'cpu')
-    right = predictions(net, test['images']) == test['labels']
+    right = predictions(net, test.images) == test.labels
     lines, shares = [], []
     for c, name in enumerate(names):
         with torch.no_grad():
             samples = metrics.to_uint8(G(z, torch.full((200,), c)))
             called = net(samples)[1].argmax(1)
         shares.append((called == c).double().mean().item())
-        lines.append(f'| {name} | {right[test["labels"] == c].double().mean():.1%} | {shares[c]:.1%} |')
+        lines.append(f'| {name} | {right[test.labels == c].double().mean():.1%} | {shares[c]:.1%} |')
     print('| class | test images called so | samples asked for it and called so |\n|---|---|---|')
     print(f'| all | {right.double().mean():.1%} | {sum(shares) / 10:.1%} |')
     print('\n'.join(lines))
@@ -117,10 +117,10 @@ def print_agreement(net, run, test, names):
 
 def print_degradations(nets, test, count):
     """The table of degradations by the classifier and another extractor, and their rank correlation."""
-    half = len(test['images']) // 2
+    half = len(test.images) // 2
     n = min(count, half)
-    x, y = test['images'][half:half + n], test['labels'][half:half + n]
-    references = [metrics.reference(test['images'][:half], net) for net in nets]
+    x, y = test.images[half:half + n], test.labels[half:half + n]
+    references = [metrics.reference(test.images[:half], net) for net in nets]
 
     def distances(x):
         found = []
@@ -129,7 +129,7 @@ def print_degradations(nets, test, count):
             found.append(scores[net.score]['half'])
         return found
 
-    right = predictions(nets[0], test['images']) == test['labels']
+    right = predictions(nets[0], test.images) == test.labels
     print(f'{n} images against the {half} others of the test split. '
           f'Classifier: {right.double().mean():.1%} right.\n')
     print('| degradation | distance on | none |' + 5 * ' |' + '\n|---|---|---|' + 5 * '---|')
@@ -149,7 +149,7 @@ def print_degradations(nets, test, count):
 
 def main(args):
     """Print a table."""
-    whole, test, names, _ = images.fashion(args.root, 32)
+    whole, test, names, _ = images.read_fashion(args.root, 32)
     net = train_classifier(whole, args.epochs)
     if args.run:
         print_agreement(net, args.run, test, names)
