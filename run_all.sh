@@ -6,7 +6,7 @@
 #   bash run_all.sh test tests/test_loop.py -k resume           some of them, in pytest's words
 #   bash run_all.sh fig7 controls        tables, figures, controls, small; paper/experiments.py --help lists them; all
 #   bash run_all.sh --dry-run table4     the commands of a table, one a line; STAGE=3: those of one stage
-#   SCALE=smoke bash run_all.sh all      a few steps of everything
+#   SCALE=smoke bash run_all.sh          the demo in a few steps; SCALE=smoke bash run_all.sh all: of everything
 #   SCALE=paper GPUS=8 bash run_all.sh table3                   as published
 #   SEEDS="0 1 2" JOBS=4 STEPS=2500 bash run_all.sh fig7        three seeds a row, four trainings at a time, longer ones
 # Finished runs are skipped, cut ones resume, failed ones are named at the end; Ctrl-C stops everything.
@@ -62,8 +62,13 @@ tests() {
 
 # A ticket of the bundled faces, trained in four ways, and its page.
 demo() {
-    local out=runs/faces${STEPS:+-$STEPS} steps=${STEPS:-1000}
-    local flags="--data emoji-faces --steps $steps --eval-every $(((steps + 1) / 2))"
+    local out=runs/faces${STEPS:+-$STEPS} steps=${STEPS:-1000} few=
+    if [ "$SCALE" = smoke ]; then
+        out=runs/faces-smoke
+        steps=${STEPS:-4}
+        few='--eval-samples 16 --eval-repeats 1'
+    fi
+    local flags="--data emoji-faces --steps $steps --eval-every $(((steps + 1) / 2)) $few"
     script find_ticket sngan $flags --rounds 2 --out $out/find --ticket $out/ticket.pt
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-advaug --advaug gd

@@ -14,7 +14,7 @@ SCRIPT = {'gan', 'trainer', 'flat', 'loop', *LEAVES}
 # module or folder -> what its files may import
 ARROWS = {
     'train_sngan': SCRIPT, 'train_biggan': SCRIPT, 'train_stylegan2': SCRIPT,
-    'find_ticket': {'trainer', 'loop', 'metrics', 'prune'},               # and train_MODEL by its name, at run time
+    'find_ticket': {'trainer', 'loop', 'metrics', 'prune'},    # and train_MODEL by its name, at run time
     'trainer': {'gan', 'flat', 'loop', *LEAVES},
     'gan': {'advaug', 'augment', 'losses'},
     'loop': set(), 'flat': set(),
