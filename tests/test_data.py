@@ -24,6 +24,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from helpers import write_cifar
 from PIL import Image
 
 from data import images
@@ -215,23 +216,6 @@ def test_fashion_mnist_comes_from_its_idx_files(tmp_path):
     assert d.images.shape == (20, 3, 32, 32) and not d.images[:, :, :2].any()
     assert (d.images[:, 0, 2:30, 2:30].numpy() == first).all() and (d.images[:, 1] == d.images[:, 0]).all()
     assert d.labels.tolist() == labels.tolist()
-
-
-def write_cifar(name, root, monkeypatch):
-    """CIFAR as its archive unpacks, 3 images a file; returns torchvision's class, which then checks no sums."""
-    import torchvision
-    kind = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    os.makedirs(root / kind.base_folder)
-    key = 'labels' if name == 'cifar10' else 'fine_labels'
-    for file, _ in kind.train_list + kind.test_list:
-        x = np.arange(3 * 3072).reshape(3, 3072).astype(np.uint8)
-        with open(root / kind.base_folder / file, 'wb') as f:
-            pickle.dump({'data': x, key: [0, 1, 2]}, f)
-    with open(root / kind.base_folder / kind.meta['filename'], 'wb') as f:
-        pickle.dump({kind.meta['key']: ['a', 'b', 'c']}, f)
-    monkeypatch.setattr(kind, '_check_integrity', lambda self: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *a: True)
-    return kind
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
