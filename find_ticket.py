@@ -1,33 +1,34 @@
 """Find a lottery ticket in a GAN with little data: Algorithm 1, iterative magnitude pruning with rewinding.
 
 Use:
-    python find_ticket.py sngan --data cifar10 --frac 0.1 --rounds 5  # ticket.pt at 1 - 0.8^5 = 67.23 %
+    python find_ticket.py sngan --data cifar10 --frac 0.1 --rounds 5   # ticket.pt at 1 - 0.8^5 = 67.23 %
     python find_ticket.py sngan --data photos/ --rounds 3 --steps 2000 --ticket photos.pt
     torchrun --nproc_per_node 8 find_ticket.py sngan --data cifar10 --frac 0.1
     python find_ticket.py sngan --data cifar10 --frac 0.1 --method oneshot --ticket oneshot.pt
 Every flag of train_sngan.py passes through.  The same command resumes, in the middle of a round too.
 
-Algorithm 1, as the paper numbers its lines (--method imp; see `iterative_pruning`):
-     1  m_g <- 1,  m_d <- 1;  theta_0, phi_0
+Algorithm 1, as the paper numbers its lines (--method imp, see `iterative_pruning`):
+     1  input:   m_g = 1 and m_d = 1;  theta_0 and phi_0
+     2  output:  {G(., theta_0 * m_g), D(., phi_0 * m_d)}
      3  repeat
      4      train {G(., theta_0 * m_g), D(., phi_0 * m_d)} on the limited data
-     5      prune rho = 20 % of the remaining weights of G and of D: the smallest trained ones
+     5      prune rho = 20 % of the remaining weights of G and of D: those of smallest trained magnitude
      6      update m_g and m_d
      7      rewind the weights of G and D to theta_0 and phi_0
      8  until the masks are as sparse as --rounds says:  1 - (1 - rho)^rounds
-     2  return {G(., theta_0 * m_g), D(., phi_0 * m_d)}
 
-The other methods prune the dense networks once, to exactly the number of weights that k of these rounds leave, and
+The other methods prune the dense networks once, to exactly as many weights as k of these rounds leave, and
 rewind.  All but the last two make the tickets of k = 1 ... --rounds:
     oneshot        the smallest weights of one training go
     random         weights drawn at random go, without training
     init           the smallest of theta_0 and phi_0 go, without training
-    slimming       whole channels of G go, those of the smallest batch-norm scales of one training with --slim
+    slimming       whole channels of G go: the smallest batch-norm scales of one training with --slim
     random-layers  the mask of --like TICKET is shuffled within each tensor, without training
     early-bird     as oneshot, but the training stops as soon as its mask has settled
 
---out gets ticket0.pt (dense) ... ticketN.pt and the runs round0 ...  A ticket is complete by itself: {model, args,
-method, round, sparsity, data, rewind, init: {G, D} full state dicts, mask: {G, D} of {parameter name: bool tensor}}.
+--out gets ticket0.pt (dense) ... ticketN.pt and the runs round0 ...  A ticket is complete by itself:
+    {model, args, method, round, sparsity, data, rewind,
+     init: {G, D} of state dicts,  mask: {G, D} of {parameter name: bool tensor}}
 """
 import argparse
 import functools
@@ -41,133 +42,39 @@ import shutil
 import torch
 
 import loop
+import metrics
 import prune
 import trainer
 
+# What names a finding and must be the same when it resumes, beside the flags of the training script
 OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'eb_every', 'eb_threshold')
-INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}       # random-layers: from --like
-EARLY_BIRD_MASKS = 5                                                               # masks that must be alike
 
+# Defaults of the flags that --method random-layers takes from the --like ticket instead
+INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
-def get_args(argv=None):
-    """The flags of ticket finding; the training script parses the others.  Exits 2 on contradictions."""
-    args, train_words = own_parser().parse_known_args(argv)
-    check_own_flags(args)
-
-    # The training script's flags: without augmentation, as the paper's footnote 1 says, unless it is asked for.
-    words = list(train_words)
-    if not any(word.split('=')[0] == '--aug' for word in train_words):
-        words = ['--aug', 'none', *words]
-    if args.method == 'slimming':
-        words = ['--slim', str(trainer.SLIM), *words]
-    args.recipe = importlib.import_module(f'train_{args.model}')
-    args.flags = args.recipe.get_args(words)                   # exits 2 on a wrong flag
-    check_training(args)
-
-    if args.method == 'early-bird':
-        args.eb_every = args.eb_every or -(-args.flags.steps // 50)
-        args.eb_threshold = args.eb_threshold or .1
-    like_hash = adopt_rounds(args) if args.like else None
-
-    # What must be the same when the finding is resumed, and names its directory.
-    data = os.path.basename(args.flags.data.rstrip('/'))
-    args.identity = {**{name: getattr(args, name) for name in OWN_FLAGS},
-                     **loop.identity(args.flags), 'steps': args.flags.steps, 'data': data, 'like_hash': like_hash,
-                     'rounds': args.rounds if args.method == 'early-bird' else None}
-    args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{loop.digest(args.identity)[:8]}'
-    return args
-
-
-def own_parser():
-    """The parser of the flags that train_MODEL.py does not have."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    models = sorted(os.path.basename(f)[6:-3] for f in glob.glob(f'{here}/train_*.py'))
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=trainer.HelpFormatter,
-                                usage='%(prog)s MODEL --data NAME|FOLDER|ZIP [flags]',
-                                epilog='Beside these: every flag of train_MODEL.py, see its --help.')
-    a = p.add_argument
-    a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
-    a = p.add_argument_group('ticket').add_argument
-    a('--rounds', type=int, help='train and prune so often; other methods than imp: as sparse as that (default: 5)')
-    a('--rho', type=float, help='share of the surviving weights that a round prunes (default: 0.2)')
-    a('--ticket', default='ticket.pt', help='where the last ticket is copied to')
-    a('--out', help='directory of the tickets and rounds (default: runs/find-MODEL-DATA-FRAC-HASH)')
-    a = p.add_argument_group('for experiments').add_argument
-    a('--method', choices=['imp', *METHODS], default='imp', help='what to prune: see above')
-    a('--prune', choices=['g', 'd', 'gd'], help='which networks (default and paper: gd, its released code: g)')
-    a('--prunable', choices=['conv', 'all'], help='which weights: of convolutions, or of every layer (default: conv)')
-    a('--rank', choices=['effective', 'raw'], default='effective',
-      help="magnitude of weights as they act, or as stored: StyleGAN2's equalised learning rate scales them")
-    a('--rewind', type=int, default=0, help='rewind to the weights after this many steps of round 0, not to theta_0')
-    a('--like', metavar='TICKET', help='random-layers: the ticket whose number of weights each tensor keeps')
-    a('--eb-every', type=int, metavar='STEPS', help='early-bird: look at the mask so often (default: 2 %% of --steps)')
-    a('--eb-threshold', type=float, metavar='SHARE',
-      help='early-bird: settled when the last 5 masks differ in less than this share of the weights (default: 0.1)')
-    return p
-
-
-def check_own_flags(args):
-    """Complete the flags that random-layers takes from --like; refuse flags out of range and of another method."""
-    for name, default in INHERITED.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-        elif args.method == 'random-layers':
-            loop.refuse(f'{loop.flag(args, name)}: --method random-layers has it from --like, leave it out')
-    if args.rounds < 1:
-        loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
-    if not 0 < args.rho < 1:
-        loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
-
-    for name, method in (('like', 'random-layers'), ('eb_every', 'early-bird'), ('eb_threshold', 'early-bird')):
-        if getattr(args, name) is not None and args.method != method:
-            loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
-    for name in ('eb_every', 'eb_threshold'):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            loop.refuse(f'{loop.flag(args, name)} is not positive')
-    if args.method == 'slimming' and args.prune != 'g':
-        loop.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
-    if args.method == 'random-layers' and not args.like:
-        loop.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: give --like TICKET')
-
-
-def check_training(args):
-    """Refuse flags of the training script that do not go with finding a ticket."""
-    if args.flags.mask:
-        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; give --init-from for trained weights')
-    if getattr(args.flags, 'transfer', None) == 'minegan':
-        loop.refuse('--transfer minegan: the miner is no part of a ticket')
-    if not 0 <= args.rewind < args.flags.steps:
-        loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
-
-
-def adopt_rounds(args):
-    """Take the round of the --like ticket; returns the hash of its masks.  Exits 2 where it does not fit."""
-    like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
-    if like['model'] != args.model or not like['round']:
-        loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: give a pruned {args.model}'s")
-    for name, net in zip('GD', trainer.without_weights(args.recipe.build, args.flags)):
-        sentence = prune.mismatch(net, like['init'][name], like['mask'][name])
-        if sentence:
-            loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
-    args.rounds = like['round']
-    return loop.digest(like['mask'])
+EARLY_BIRD_MASKS = 5                                  # masks that must be alike
 
 
 # ---- Algorithm 1
 
 def iterative_pruning(args):
-    """Algorithm 1; its output (line 2) is the last ticket file."""
-    for k in missing(args):                                                        # line 3: repeat
-        masks = loop.load(ticket_path(args, k - 1))['mask']                   # line 1: m <- 1 in ticket 0
-        trained = train(args, ticket_path(args, k - 1), f'round{k - 1}')           # line 4: train
-        masks = pruned(args, masks, smallest(args, trained))                  # lines 5 and 6: prune, update m
-        rewind_and_save(args, k, masks)                                            # line 7: rewind
-                                                                                   # line 8: until --rounds is reached
+    """Algorithm 1, whose output (line 2) is the last ticket.
+
+    Ticket k holds theta_0, phi_0 and the masks after k rounds; ticket 0 is line 1 (`save_dense_ticket`)."""
+    for k in missing(args):                                            # lines 3 and 8: repeat ... until
+        ticket = ticket_path(args, k - 1)
+        masks = loop.load(ticket)['mask']                              # {'G': m_g, 'D': m_d}
+        trained = train(args, ticket, f'round{k - 1}')                 # line 4: train
+        masks = pruned(args, masks, smallest(args, trained))           # lines 5, 6: prune, update the masks
+        del trained                                                    # before the next networks are made
+        rewind_and_save(args, k, masks)                                # line 7: rewind
 
 
 def missing(args):
     """The rounds whose tickets are still to be made: 1 to --rounds, or --rounds alone."""
-    first = args.rounds if args.method in ('random-layers', 'early-bird') else 1
+    first = 1
+    if args.method in ('random-layers', 'early-bird'):
+        first = args.rounds
     return [k for k in range(first, args.rounds + 1) if not os.path.exists(ticket_path(args, k))]
 
 
@@ -176,12 +83,29 @@ def ticket_path(args, k):
     return f'{args.out}/ticket{k}.pt'
 
 
+def save_dense_ticket(args, nets):
+    """Line 1: ticket0.pt with dense masks and what every round rewinds to.
+
+    nets: {G, D} with theta_0 and phi_0.  With --rewind the ticket gets their weights after so many steps."""
+    masks = {'G': {}, 'D': {}}
+    for name, net in nets.items():
+        if name.lower() in args.prune:
+            masks[name] = prune.ones(net, args.prunable)
+    weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
+    if args.rewind:
+        early = f'{args.out}/early.pt'
+        save_ticket(early, args, 0, weights, masks)
+        nets = train(args, early, 'early', steps=args.rewind, metrics='none')
+        weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
+    save_ticket(ticket_path(args, 0), args, 0, weights, masks)
+
+
 def train(args, ticket, name, **other):
     """Line 4: one training in --out/NAME, from a ticket that holds the weights to start from.
 
     other: flags that differ.  Returns the trained networks {G, D}."""
     own = {'mask': ticket, 'init_from': None, 'out': f'{args.out}/{name}', 'restart': False}
-    flags = argparse.Namespace(**{**vars(args.flags), **own, **other})
+    flags = trainer.with_flags(args.flags, **{**own, **other})
     G, D = args.recipe.main(flags)
     return {'G': G, 'D': D}
 
@@ -194,12 +118,13 @@ def smallest(args, nets):
 
 
 def pruned(args, masks, rule, rounds=1):
-    """New masks of G and of D, each with the number of weights that so many rounds leave.
+    """Lines 5 and 6: new masks {G, D}, each with the number of weights that so many rounds leave.
 
-    rule(name, masks of the network, number of weights to keep) -> new masks.  Exits 2 where a tensor would be empty."""
+    rule(name, masks of the network, number of weights to keep) -> new masks of the network.
+    Exits 2 where a tensor would be empty."""
     new = {}
     for name, old in masks.items():
-        keep = prune.alive_after(prune.alive(old), args.rho, rounds)
+        keep = prune.alive_after(prune.alive(old), args.rho, rounds)   # 1 - rho of the weights, a round
         try:
             new[name] = rule(name, old, keep) if old else {}
         except ValueError as e:
@@ -229,20 +154,26 @@ def at_once(args, rule):
 
 
 def oneshot(args):
-    return at_once(args, smallest(args, train(args, ticket_path(args, 0), 'round0')))
+    """The smallest weights of one training go."""
+    trained = train(args, ticket_path(args, 0), 'round0')
+    return at_once(args, smallest(args, trained))
 
 
 def random(args):
+    """Weights drawn at random go."""
     def rule(name, masks, keep):
         return prune.random(masks, keep, mask_stream(args, name))
     return at_once(args, rule)
 
 
 def init(args):
-    return at_once(args, smallest(args, loop.load(ticket_path(args, 0))['init']))
+    """The smallest of theta_0 and phi_0 go."""
+    theta_0 = loop.load(ticket_path(args, 0))['init']
+    return at_once(args, smallest(args, theta_0))
 
 
 def slimming(args):
+    """Whole channels of G go, those of the smallest batch-norm scales (Liu et al. 2017)."""
     G = train(args, ticket_path(args, 0), 'round0')['G']
 
     def rule(name, masks, keep):
@@ -251,15 +182,20 @@ def slimming(args):
 
 
 def random_layers(args):
+    """The mask of each tensor of the --like ticket is shuffled."""
     like = loop.load(args.like)['mask']
-    yield args.rounds, {name: prune.random_layers(mask, mask_stream(args, name)) for name, mask in like.items()}
+    masks = {name: prune.random_layers(mask, mask_stream(args, name)) for name, mask in like.items()}
+    yield args.rounds, masks
 
 
 def early_bird(args):
-    """Train in stretches until the last five masks of each network are alike (You et al. 2020, who prune channels)."""
-    file, steps = f'{args.out}/masks.pt', args.flags.steps
+    """Train in stretches until the last masks of each network are alike (You et al. 2020, for channels)."""
+    file = f'{args.out}/masks.pt'
+    steps = args.flags.steps
     dense = loop.load(ticket_path(args, 0))['mask']
-    saved = loop.load(file) if os.path.exists(file) else {'step': 0, 'last': []}
+    saved = {'step': 0, 'last': []}                   # last: the newest masks {G, D}, oldest first
+    if os.path.exists(file):
+        saved = loop.load(file)
     while True:
         step, last = saved['step'], saved['last']
         drift = max(prune.drift([masks[name] for masks in last]) for name in 'GD')
@@ -270,14 +206,17 @@ def early_bird(args):
         step = min(step + args.eb_every, steps)
         trained = train(args, ticket_path(args, 0), 'round0', steps=step, metrics='none')
         masks = pruned(args, dense, smallest(args, trained), args.rounds)
+        del trained                                   # before the next networks are made
         saved = {'step': step, 'last': [*last[1 - EARLY_BIRD_MASKS:], masks]}
-        del trained                                            # before the next networks are made
         if loop.world()[0] == 0:
             loop.write(file, functools.partial(torch.save, saved))
         loop.barrier()
 
-    say(f'early-bird: step {step} of {steps}, {1 - step / steps:.1%} of a training saved; the last masks differ in '
-        f'{drift:.2%} of the weights' + ('' if settled else ', they have not settled'))
+    line = (f'early-bird: step {step} of {steps}, {1 - step / steps:.1%} of a training saved; '
+            f'the last masks differ in {drift:.2%} of the weights')
+    if not settled:
+        line += ', they have not settled'
+    say(line)
     yield args.rounds, last[-1]
 
 
@@ -286,8 +225,14 @@ def mask_stream(args, name):
     return loop.rng(args.flags.seed, f'mask {name}')
 
 
-METHODS = {'oneshot': oneshot, 'random': random, 'init': init, 'slimming': slimming,
-           'random-layers': random_layers, 'early-bird': early_bird}
+METHODS = {
+    'oneshot': oneshot,
+    'random': random,
+    'init': init,
+    'slimming': slimming,
+    'random-layers': random_layers,
+    'early-bird': early_bird,
+}
 
 
 # ---- files
@@ -301,7 +246,9 @@ def begin(args):
     G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)
     nets = {'G': G, 'D': D}
     args.identity |= hashes
-    args.gains = {'G': {}, 'D': {}}                   # factors of the weights, where the network scales them
+
+    # Factors by which a network multiplies its weights: they are ranked as they act.
+    args.gains = {'G': {}, 'D': {}}
     if args.rank == 'effective' and hasattr(args.recipe, 'gains'):
         args.gains = {name: args.recipe.gains(net) for name, net in nets.items()}
 
@@ -322,28 +269,17 @@ def begin(args):
         save_dense_ticket(args, nets)
 
 
-def save_dense_ticket(args, nets):
-    """Line 1: ticket0.pt, dense masks and what every round rewinds to: theta_0 and phi_0, or weights of --rewind."""
-    masks = {}
-    for name, net in nets.items():
-        masks[name] = prune.ones(net, args.prunable) if name.lower() in args.prune else {}
-    weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
-    if args.rewind:
-        early = f'{args.out}/early.pt'
-        save_ticket(early, args, 0, weights, masks)
-        nets = train(args, early, 'early', steps=args.rewind, metrics='none')
-        weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
-    save_ticket(ticket_path(args, 0), args, 0, weights, masks)
-
-
 def save_ticket(file, args, k, weights, masks):
     """Write a ticket on rank 0; all ranks wait for it, and must hold the same masks."""
     assert loop.equal_on_ranks(loop.digest(masks)), 'the ranks pruned different weights'
-    ticket = {'model': args.model, 'args': vars(args.flags), 'method': args.method, 'round': k, 'rewind': args.rewind,
-              'data': found_on(args, k), 'init': weights, 'mask': masks,
-              'sparsity': {name: prune.sparsity(mask) for name, mask in masks.items()}}
+    ticket = {
+        'model': args.model, 'args': vars(args.flags),
+        'method': args.method, 'round': k, 'rewind': args.rewind,
+        'data': found_on(args, k),
+        'init': weights, 'mask': masks,
+        'sparsity': {name: prune.sparsity(mask) for name, mask in masks.items()}}
     if loop.world()[0] == 0:
-        loop.write(file, lambda tmp: torch.save(ticket, tmp))
+        loop.write(file, functools.partial(torch.save, ticket))
     loop.barrier()
 
 
@@ -374,6 +310,137 @@ def say(line):
         print(line, flush=True)
 
 
+# ---- flags
+
+def get_args(argv=None):
+    """The flags of ticket finding; the training script parses the others.  Exits 2 on contradictions."""
+    args, train_words = own_parser().parse_known_args(argv)
+    check_own_flags(args)
+
+    # The flags of the training script: without augmentation (the paper's footnote 1), unless it is asked for
+    words = list(train_words)
+    if not any(word.split('=')[0] == '--aug' for word in train_words):
+        words = ['--aug', 'none', *words]
+    if args.method == 'slimming':
+        words = ['--slim', str(trainer.SLIM), *words]
+    args.recipe = importlib.import_module(f'train_{args.model}')
+    args.flags = args.recipe.get_args(words)          # exits 2 on a wrong flag
+    check_training(args)
+
+    if args.method == 'early-bird':
+        args.eb_every = args.eb_every or -(-args.flags.steps // 50)    # 2 %, rounded up
+        args.eb_threshold = args.eb_threshold or .1
+    like_hash = None
+    if args.like:
+        like_hash = adopt_rounds(args)
+
+    # What must be the same when the finding is resumed, and names its directory
+    data = os.path.basename(args.flags.data.rstrip('/'))
+    args.identity = {
+        **{name: getattr(args, name) for name in OWN_FLAGS},
+        **loop.run_identity(args.flags),
+        'steps': args.flags.steps,
+        'data': data,
+        'like_hash': like_hash,
+        'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
+    args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{loop.digest(args.identity)[:8]}'
+    return args
+
+
+def own_parser():
+    """The parser of the flags that train_MODEL.py does not have."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    models = []
+    for file in sorted(glob.glob(f'{here}/train_*.py')):
+        models.append(os.path.basename(file).removeprefix('train_').removesuffix('.py'))
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        usage='%(prog)s MODEL --data NAME|FOLDER|ZIP [flags]',
+        epilog='Beside these: every flag of train_MODEL.py, see its --help.',
+        allow_abbrev=False,
+        formatter_class=metrics.HelpFormatter)
+    a = p.add_argument
+    a('model', choices=models, help='train_MODEL.py trains the rounds; its flags pass through')
+
+    a = p.add_argument_group('ticket').add_argument
+    a('--rounds', type=int,
+      help='rounds of training and pruning; other methods prune as much as so many rounds do (default: 5)')
+    a('--rho', type=float, help='share of the surviving weights that a round prunes (default: 0.2)')
+    a('--ticket', default='ticket.pt', help='file to which the last ticket is copied')
+    a('--out', help='directory of all tickets and trainings (default: runs/find-MODEL-DATA-FRAC-HASH)')
+
+    a = p.add_argument_group('for experiments').add_argument
+    a('--method', choices=['imp', *METHODS], default='imp', help='how weights are chosen, see above')
+    a('--prune', choices=['g', 'd', 'gd'],
+      help="networks that are pruned: G, D or both (default: gd, as in the paper; its released code: g)")
+    a('--prunable', choices=['conv', 'all'],
+      help='weights that may go: of convolutions, or of every layer (default: conv)')
+    a('--rank', choices=['effective', 'raw'], default='effective',
+      help="StyleGAN2 multiplies its weights by constants: rank them with these, or as they are stored")
+    a('--rewind', type=int, default=0, metavar='STEP',
+      help='rewind to the weights after this many steps of training, not to the initial ones')
+    a('--like', metavar='TICKET', help='random-layers: the ticket whose number of weights each tensor keeps')
+    a('--eb-every', type=int, metavar='STEPS',
+      help='early-bird: steps between two masks that are compared (default: 2 %% of --steps)')
+    a('--eb-threshold', type=float, metavar='SHARE',
+      help=f'early-bird: stop when the last {EARLY_BIRD_MASKS} masks differ in less than this share of the '
+           'weights (default: 0.1)')
+    return p
+
+
+def check_own_flags(args):
+    """Complete the flags that --like replaces; refuse flags out of range or of another method."""
+    for name, default in INHERITED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif args.method == 'random-layers':
+            loop.refuse(f'{loop.flag(args, name)}: --method random-layers has it from --like, leave it out')
+    if args.rounds < 1:
+        loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
+    if not 0 < args.rho < 1:
+        loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
+
+    methods = {'like': 'random-layers', 'eb_every': 'early-bird', 'eb_threshold': 'early-bird'}
+    for name, method in methods.items():
+        if getattr(args, name) is not None and args.method != method:
+            loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
+    for name in ('eb_every', 'eb_threshold'):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            loop.refuse(f'{loop.flag(args, name)} is not positive')
+    if args.method == 'slimming' and args.prune != 'g':
+        loop.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
+    if args.method == 'random-layers' and not args.like:
+        loop.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: '
+                    'give --like TICKET')
+
+
+def check_training(args):
+    """Refuse flags of the training script that do not go with finding a ticket."""
+    if args.flags.mask:
+        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; '
+                    'give --init-from for trained weights')
+    if getattr(args.flags, 'transfer', None) == 'minegan':
+        loop.refuse('--transfer minegan: the miner is no part of a ticket')
+    if not 0 <= args.rewind < args.flags.steps:
+        loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+
+
+def adopt_rounds(args):
+    """Take the round of the --like ticket; returns the hash of its masks.  Exits 2 where it does not fit."""
+    like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
+    if like['model'] != args.model or not like['round']:
+        loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: "
+                    f"give a pruned {args.model}'s")
+    G, D = trainer.without_weights(args.recipe.build, args.flags)
+    for name, net in (('G', G), ('D', D)):
+        sentence = prune.mismatch(net, like['init'][name], like['mask'][name])
+        if sentence:
+            loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
+    args.rounds = like['round']
+    return loop.digest(like['mask'])
+
+
 def main(args):
     """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
@@ -382,13 +449,13 @@ def main(args):
     begin(args)
     if args.method == 'imp':
         iterative_pruning(args)
-    elif missing(args):
+    elif missing(args):                               # else nothing is trained again
         for k, masks in METHODS[args.method](args):
             rewind_and_save(args, k, masks)
 
     last = ticket_path(args, args.rounds)
     if loop.world()[0] == 0:
-        loop.write(args.ticket, lambda tmp: shutil.copyfile(last, tmp))
+        loop.write(args.ticket, functools.partial(shutil.copyfile, last))
     say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
     return last
 

@@ -10,15 +10,15 @@ Use:
     G.update(lambda part: G.net(x[part]).square().mean(), flat.micro_batches(8, 4))
     E.track(G, beta=.999)
 
-Every parameter of the network is a view of the vector w, and every gradient is a view of the vector g.  The mean over
-ranks, the ticket's mask, the guard against NaN, Adam and the moving average are therefore one call each:
+Every parameter of the network is a view of the vector w, and every gradient is a view of the vector g.  The
+mean over ranks, the ticket's mask, the guard against NaN, Adam and the moving average are so one call each:
 
     g     <- m * (mean over ranks of grad L)          m in {0, 1}: the mask of the ticket
     w     <- Adam(w, g)                               a weight that starts at 0 with m = 0 stays exactly 0
     ema   <- beta ema + (1 - beta) w
 
-torch's DistributedDataParallel is not used, because it synchronises only what passes through forward(), and AdvAug goes
-through net.split(x, cut).
+torch's DistributedDataParallel is not used, because it synchronises only what passes through forward(), and
+AdvAug goes through net.split(x, cut).
 """
 import contextlib
 import os
@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import parametrize
 
-ALIGN = 64  # numbers: every tensor of the vector starts at a 256-byte boundary
+ALIGN = 64                            # numbers: every tensor of a vector starts at a 256-byte boundary
+WARM_UP = 3                           # plain calls before a CUDA graph is recorded
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 
 
@@ -54,40 +55,47 @@ def bn_buffers(net):
 class Flat:
     """A network whose parameters are views of one vector w, and their gradients views of another vector, g.
 
-    net: already on its device and in its memory format, because a later .to() or deepcopy would drop the views.
+    net: already on its device and in its memory format, because a later .to() or deepcopy drops the views.
     lr, betas, eps: of Adam; without lr the network is not trained (the averaged generator).
-    masks: {parameter name: bool tensor}, True for weights that are alive; they are zeroed here and stay exactly 0.
+    masks: {parameter name: bool tensor}, True where a weight is alive.  The other weights stay exactly 0.
     graph: record the backward pass as a CUDA graph.
     share_sn: compute W / sigma(W) of spectral normalisation once per update, for all passes of that update.
 
-    A parameter requires a gradient only inside an update of its own network.  A step of D therefore builds no graph
-    through G, and needs no detach.  The caller sets `now`, the number of the step, for the guard against NaN."""
+    A parameter requires a gradient only inside an update of its own network.  A step of D therefore builds no
+    graph through G, and needs no detach.  The caller sets `now`, the number of the step, for `first_bad`."""
 
     def __init__(self, net, lr=None, betas=(0., .9), eps=1e-8, masks=None, graph=False, share_sn=True):
-        self.net, self.masks = net, masks or {}
-        self.graph, self.share_sn = graph, share_sn
-        self.graphs, self.calls = {}, {}
+        self.net = net
+        self.masks = masks or {}
+        self.graph = graph
+        self.share_sn = share_sn
+        self.graphs, self.calls = {}, {}              # of `replay`
         self.now = 0
 
-        # Where each tensor lies in the vector: name -> (shape, stride, offset)
-        self.layout, size = {}, 0
+        # Where each tensor lies in the vectors w and g: {name: (shape, stride, offset)}
+        self.layout = {}
+        size = 0
         for name, p in net.named_parameters():
             self.layout[name] = (p.shape, p.stride(), size)
-            size += -(-p.numel() // ALIGN) * ALIGN
+            blocks = -(-p.numel() // ALIGN)           # rounded up
+            size += blocks * ALIGN
 
-        # One bucket [gradients, loss, BN statistics] is what the ranks average.
+        # The ranks average one bucket: [gradients, loss, BN statistics].
         statistics = bn_buffers(net)
-        like = next(net.parameters())
-        length = size + 1 + sum(getattr(module, name).numel() for module, name in statistics)
-        self.w = torch.nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device), requires_grad=False)
-        self.bucket = torch.zeros(length, dtype=like.dtype, device=like.device)
-        self.g, self.loss, self.bn_stats = self.bucket[:size], self.bucket[size], self.bucket[size + 1:]
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=like.device)  # first step that was not finite
+        n_stats = sum(getattr(module, name).numel() for module, name in statistics)
+        first = next(net.parameters())
+        like = {'dtype': first.dtype, 'device': first.device}
+        self.w = torch.nn.Parameter(torch.zeros(size, **like), requires_grad=False)
+        self.bucket = torch.zeros(size + 1 + n_stats, **like)
+        self.g = self.bucket[:size]
+        self.loss = self.bucket[size]
+        self.bn_stats = self.bucket[size + 1:]
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=first.device)    # see `first_bad`
 
         self.make_views(statistics)
-        self.freeze(())
+        self.freeze(())                               # nothing but the pruned weights
         if self.masks:
-            self.w.data.mul_(self.gradient_mask)                                   # theta_0 * m
+            self.w.data.mul_(self.gradient_mask)      # theta_0 * m
         self.adam = None
         if lr is not None:
             self.w.grad = self.g
@@ -98,18 +106,21 @@ class Flat:
         for name, p in self.net.named_parameters():
             view = self.view(self.w.data, name)
             view.copy_(p.data)
-            p.data, p.grad = view, self.view(self.g, name)
+            p.data = view
+            p.grad = self.view(self.g, name)
             p.requires_grad_(False)
 
         start = 0
         for module, name in statistics:
             old = getattr(module, name)
-            view = self.bn_stats[start:start + old.numel()].copy_(old)
+            stop = start + old.numel()
+            view = self.bn_stats[start:stop].copy_(old)
             module._buffers[name] = view.data         # .data: each buffer needs a version counter of its own
-            start += old.numel()
+            start = stop
 
+        # The vectors u and v of spectral normalisation are not averaged over ranks.
         averaged = {id(module._buffers[name]) for module, name in statistics}
-        self.other_buffers = [b for b in self.net.buffers() if id(b) not in averaged]  # u, v of sigma: not averaged
+        self.other_buffers = [b for b in self.net.buffers() if id(b) not in averaged]
 
     def view(self, vector, name):
         """The tensor of the parameter `name` inside a vector that is laid out like w."""
@@ -117,7 +128,7 @@ class Flat:
         return vector.as_strided(shape, stride, offset + vector.storage_offset())
 
     def freeze(self, names):
-        """From now on the parameters `names` and the pruned weights do not move, and all others do."""
+        """From now on the parameters `names` and the pruned weights stay as they are, and all others move."""
         self.gradient_mask = None
         if not self.masks and not names:
             return
@@ -149,30 +160,35 @@ class Flat:
         if self.gradient_mask is not None:
             self.g *= self.gradient_mask
 
-        # The first step that is not finite is remembered on the device, and no update is made from then on.
+        # The guard against NaN: the device remembers the first step that is not finite, and Adam makes no
+        # update from then on.  Nothing waits for the device here.
         bad = ~torch.isfinite(self.g.sum() + self.loss)
-        self.bad_step += bad * (self.bad_step == 0) * self.now
+        is_first = self.bad_step == 0
+        self.bad_step += bad * is_first * self.now
         self.adam.found_inf = (self.bad_step > 0).float()
         self.adam.grad_scale = None
         self.adam.step()
 
     def backward(self, f, parts):
         """Fill g with the mean gradient over the micro-batches, and `loss` with the sum of their losses."""
-        self.g *= 0                                   # not zero_(): a NaN stays, and names its tensor later
+        self.g *= 0                                   # not zero_(): a NaN stays, and `first_bad` finds it
         self.loss.zero_()
         for part in parts:
             loss = f(part)
             if loss.requires_grad:
-                loss.backward(retain_graph=len(parts) > 1)     # micro-batches share the graph of W / sigma(W)
+                several = len(parts) > 1              # micro-batches share the graph of W / sigma(W)
+                loss.backward(retain_graph=several)
             self.loss += loss.detach()
             del loss                                  # frees the rest of the graph before the next part
         if len(parts) > 1:
             self.g /= len(parts)
 
     def replay(self, f, parts):
-        """`backward` as a CUDA graph: three plain calls on a side stream, then one recording, which is replayed."""
+        """`backward` as a CUDA graph: a few plain calls on a side stream, then a recording to be replayed.
+
+        The recording reads the tensors that f reads, so the caller fills these in place."""
         self.calls[f] = self.calls.get(f, 0) + 1
-        if self.calls[f] <= 3:
+        if self.calls[f] <= WARM_UP:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -218,23 +234,26 @@ class Flat:
         state = self.adam.state.get(self.w)
         if not state:
             return {'step': 0, 'm': {}, 'v': {}}
-        m = {name: self.view(state['exp_avg'], name) for name in self.layout}
-        v = {name: self.view(state['exp_avg_sq'], name) for name in self.layout}
+        m, v = {}, {}
+        for name in self.layout:
+            m[name] = self.view(state['exp_avg'], name)
+            v[name] = self.view(state['exp_avg_sq'], name)
         return {'step': int(state['step']), 'm': m, 'v': v}
 
     def load_moments(self, saved):
         """Take over what `moments` returned."""
         if not saved['step']:
             return
-        m, v = torch.zeros_like(self.w.data), torch.zeros_like(self.w.data)
-        for vector, tensors in ((m, saved['m']), (v, saved['v'])):
-            for name, value in tensors.items():
-                self.view(vector, name).copy_(value)
+        m = torch.zeros_like(self.w.data)
+        v = torch.zeros_like(self.w.data)
+        for name in saved['m']:
+            self.view(m, name).copy_(saved['m'][name])
+            self.view(v, name).copy_(saved['v'][name])
         step = torch.tensor(float(saved['step']), device=self.w.device)
         self.adam.state[self.w] = {'step': step, 'exp_avg': m, 'exp_avg_sq': v}
 
 
-# ---- batch statistics over all ranks.  torch's SyncBatchNorm needs CUDA; this one also runs on the CPU, with gloo.
+# ---- batch statistics over all ranks.  torch's SyncBatchNorm needs CUDA; this one runs on the CPU, too.
 
 class SyncNorm(torch.nn.BatchNorm2d):
     """Batch normalisation [N, C, H, W] whose statistics in training are those of all ranks together."""
@@ -244,26 +263,31 @@ class SyncNorm(torch.nn.BatchNorm2d):
         if not self.training or ranks == 1:
             return super().forward(x)
 
-        mean = AverageOverRanks.apply(x.mean((0, 2, 3), dtype=self.running_mean.dtype))  # [C], fp32 under autocast
-        centred = x - mean[:, None, None]                                          # [N, C, H, W]
-        var = AverageOverRanks.apply(centred.square().mean((0, 2, 3)))             # [C]
+        own = x.mean((0, 2, 3), dtype=self.running_mean.dtype)           # [C], fp32 under autocast
+        mean = AverageOverRanks.apply(own)
+        centred = x - mean[:, None, None]                                # [N, C, H, W]
+        own = centred.square().mean((0, 2, 3))                           # [C]
+        var = AverageOverRanks.apply(own)
 
         with torch.no_grad():
-            n = x.numel() / x.shape[1] * ranks
+            n = x.numel() / x.shape[1] * ranks                           # numbers per channel
+            unbiased = var * n / (n - 1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
 
-        scale = (var + self.eps).rsqrt()[:, None, None]                            # [C, 1, 1]
+        scale = (var + self.eps).rsqrt()[:, None, None]                  # [C, 1, 1]
         if not self.affine:
             return (centred * scale).to(x.dtype)
-        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        weight = self.weight[:, None, None]
+        bias = self.bias[:, None, None]
         return (centred * (scale * weight) + bias).to(x.dtype)
 
 
 class AverageOverRanks(torch.autograd.Function):
     """The mean of a tensor over ranks.
 
-    The gradient is averaged, too: each rank's loss depends on the mean, and the mean of the losses is what is trained."""
+    The gradient is averaged, too, because what is trained is the mean of the ranks' losses, and each of these
+    depends on the mean."""
 
     @staticmethod
     def forward(ctx, x):

@@ -2,22 +2,23 @@
 
 Use:
     import argparse, torch, loop
-    args = loop.add_flags(argparse.ArgumentParser()).parse_args(['--steps', '3', '--out', 'run', '--restart'])
-    device = loop.launch(args)                                   # ranks, precision, determinism
+    args = loop.add_flags(argparse.ArgumentParser()).parse_args('--steps 3 --out run --restart'.split())
+    device = loop.launch(args)                                         # ranks, precision, determinism
     run, sums = loop.Run('toy', args), loop.Sums(device, 'loss')
-    run.restore({}, sums)                                        # the same command resumes
-    for step in run.iterations({}, sums):                        # counts, seeds, saves; stops on SIGTERM
+    run.restore({}, sums)                                              # the same command resumes
+    for step in run.iterations({}, sums):                              # counts, seeds, saves, obeys SIGTERM
         sums.add(loss=torch.rand(()))
-        run.log({}, sums)                                        # a line every --log-every steps
+        run.log({}, sums)                                              # a line every --log-every steps
     run.save({}, sums, done=True)
 
 The randomness of step t is a function of (seed, stream, t) alone:
 
     rng(seed, stream, t) = numpy's generator of SeedSequence([seed, stream, t])
 
-A checkpoint therefore holds the step, the weights and Adam's moments, and no state of a random generator.  A run that
-was killed and resumed equals the uninterrupted one bit for bit on the CPU.  The networks {name: network} that a run
-saves are of flat.py, or anything with the same `net`, `masks`, `adam`, `moments`, `load_moments` and `first_bad`.
+A checkpoint therefore holds the step, the weights and Adam's moments, and no state of a random generator.  A
+run that was killed and resumed equals the uninterrupted one bit for bit on the CPU.  The networks that a run
+saves, {name: network}, are of flat.py, or of another class with `net`, `masks`, `adam`, `moments`,
+`load_moments` and `first_bad`.
 """
 import argparse
 import contextlib
@@ -39,39 +40,47 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-START = time.time()                          # --max-hours counts from here
-STOP = []  # signals received; read once per step, so that all ranks stop at one
+START = time.time()                           # --max-hours counts from here
+STOP = []                                     # signals received; read once a step, for all ranks together
 
 # Flags that may change when a run is resumed, because they do not change what the next step computes.
-MAY_CHANGE = {'out', 'restart', 'steps', 'max_hours', 'save_every', 'sample_every', 'eval_every', 'log_every',
-              'metrics', 'batch_gpu', 'eval_batch', 'device', 'check_data', 'strict', 'root', 'weights', 'cache'}
+MAY_CHANGE = {
+    'out', 'restart', 'steps', 'max_hours',
+    'save_every', 'sample_every', 'log_every', 'eval_every',
+    'metrics', 'weights', 'eval_batch', 'cache',
+    'root', 'strict', 'check_data',
+    'device', 'batch_gpu'}
 
 # Flags that name files.  What the files hold is compared (by a hash or a fingerprint), the spelling is not.
 COMPARED_BY_CONTENT = {'data', 'mask', 'init_from', 'small_dense', 'protocol'}
 
-# {flag: default} of flags that are younger than the first edition.  Such a flag counts only where it differs from
-# its default, so that older runs resume and keep their directory's name.
+# {flag: default} of flags that are younger than the first edition.  Such a flag counts only where it differs
+# from its default, so that older runs resume and keep their directory's name.
 YOUNGER_FLAGS = {}
 
 
 def add_flags(group, experiments=None):
-    """Add the flags of a run: the everyday ones to `group`, the others to `experiments` (default: to `group`, too)."""
+    """Add the flags of a run: everyday ones to `group`, the others to `experiments` (default: `group`)."""
     experiments = experiments or group
     a = group.add_argument
-    a('--out', help='run directory (default: runs/MODEL-DATA-FRAC-HASH of the flags that change the result)')
-    a('--restart', action='store_true', help='empty the run directory instead of resuming')
-    a('--steps', type=int, default=50000, help='generator updates')
-    a('--max-hours', type=float, help='save and exit with code 75 after this time')
-    a('--seed', type=int, default=0, help='initial weights, z, batches and augmentation')
+    a('--out', help='run directory (default: runs/MODEL-DATA-FRAC-HASH, a hash of the flags that matter)')
+    a('--restart', action='store_true', help='empty the run directory instead of resuming the run in it')
+    a('--steps', type=int, default=50000, help='G updates')
+    a('--max-hours', type=float, help='save and exit with code 75 after this time; the same command resumes')
+    a('--seed', type=int, default=0, help='seed of the initial weights, z, batches and augmentation')
     a('--device', choices=['auto', 'cuda', 'cpu'], default='auto', help='where to train')
     a = experiments.add_argument
-    a('--save-every', type=int, help='steps between checkpoints (default: after a minute, then every ten minutes)')
-    a('--sample-every', type=int, help='steps between grids (default: after a minute, then at doubling intervals)')
+    a('--save-every', type=int,
+      help='steps between checkpoints (default: after a minute, then every ten minutes)')
+    a('--sample-every', type=int,
+      help='steps between grids of samples (default: after a minute, then at doubling intervals)')
     a('--log-every', type=int, default=50, help='steps between lines of log.jsonl')
-    a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto', help='auto: bf16 where the hardware has it')
+    a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto',
+      help='number format inside the networks; auto: bf16 where the hardware has it, else fp32')
     a('--graph', action=argparse.BooleanOptionalAction, default=False,
-      help='CUDA graphs around zero, loss and backward')
-    a('--deterministic', action='store_true', help='deterministic kernels on CUDA, for exact resume there')
+      help='record the passes of each update as a CUDA graph, which spares the CPU')
+    a('--deterministic', action='store_true',
+      help='CUDA kernels that repeat their results bit for bit, so that a resumed run is exact')
     return group
 
 
@@ -111,7 +120,7 @@ def world():
 
 
 def has_bf16(device):
-    """Whether bf16 has units of its own (tensor cores, AMX, AVX512-bf16): by hardware flags, never by timing."""
+    """Whether the hardware has units for bf16 (tensor cores, AMX, AVX512-bf16): by flags, not by timing."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device)[0] >= 8
     if not os.path.exists('/proc/cpuinfo'):
@@ -123,19 +132,18 @@ def has_bf16(device):
 
 def launch(args):
     """Start the process group, choose precision and determinism; sets args.precision; returns the device."""
-    ranks = world()[1]
-    cuda = args.device == 'cuda' or (args.device == 'auto' and torch.cuda.is_available())
-    device = torch.device('cpu')
-    if cuda:
+    device, backend = torch.device('cpu'), 'gloo'
+    if args.device == 'cuda' or (args.device == 'auto' and torch.cuda.is_available()):
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(device)
-
+    ranks = world()[1]
     if ranks > 1 and not dist.is_initialized():
-        dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
+        dist.init_process_group(backend)
 
     if args.precision == 'auto':
         args.precision = 'bf16' if has_bf16(device) else 'fp32'
-    torch.backends.cudnn.conv.fp32_precision = 'tf32'          # TF32 for training convolutions only
+    torch.backends.cudnn.conv.fp32_precision = 'tf32'                  # for training convolutions only
     torch.backends.cuda.matmul.fp32_precision = 'ieee'
 
     torch.backends.cudnn.benchmark = not args.deterministic
@@ -147,12 +155,13 @@ def launch(args):
 
 def autocast(args, device):
     """The context of --precision.  Its cast cache is off, because a CUDA graph must not remember casts."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16', cache_enabled=False)
+    bf16 = args.precision == 'bf16'
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 @contextlib.contextmanager
 def listening():
-    """SIGINT and SIGTERM are noted in STOP and obeyed between two steps; a second one ends the process at once."""
+    """SIGINT and SIGTERM are noted in STOP and obeyed between two steps; a second one ends the process."""
     def note(number, frame):
         STOP.append(number)
         signal.signal(number, signal.SIG_DFL)
@@ -198,7 +207,7 @@ def equal_on_ranks(value):
     return len(set(values)) == 1
 
 
-# ---- random streams: functions of (seed, stream, step), equal on every rank and machine, and after every resume
+# ---- random streams: functions of (seed, stream, step), equal on all ranks and machines, and after a resume
 
 def rng(seed, stream, *step):
     """The numpy generator of one stream at one step."""
@@ -208,7 +217,7 @@ def rng(seed, stream, *step):
 
 @contextlib.contextmanager
 def seeded(seed):
-    """Inside, torch's randomness begins at this seed; behind, it goes on as before."""
+    """Inside, torch's randomness begins at this seed; afterwards it goes on as before."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -249,22 +258,24 @@ def latents(seeds, dim, device):
 
 
 def shown(classes):
-    """The up to ten classes that a grid shows, from the first to the last."""
-    return np.linspace(0, classes - 1, min(classes, 10)).round().astype(int)       # [rows]
+    """The up to ten classes [rows] that a grid shows, from the first to the last."""
+    return np.linspace(0, classes - 1, min(classes, 10)).round().astype(int)
 
 
 def panel(classes=0):
-    """(seeds of z, classes) of a grid: 0-63 and None, or seeds 0-7 for each class that is shown, row by row."""
+    """(seeds of z, classes) of a grid: 0-63 and None, or 0-7 for each class that is shown, row by row."""
     if not classes:
         return range(64), None
     rows = shown(classes)
-    return [*range(8)] * len(rows), torch.from_numpy(np.repeat(rows, 8))
+    seeds = [*range(8)] * len(rows)
+    return seeds, torch.from_numpy(np.repeat(rows, 8))
 
 
 def settle(net, batches):
-    """A copy of net in eval mode whose BN statistics are the cumulative average over forward(*batch) of all batches.
+    """A copy of net in eval mode, whose BN statistics are the cumulative average over the batches.
 
-    A net without batch norm is only copied: its other buffers (StyleGAN2's average w) must not move."""
+    batches: the arguments of forward, one tuple per batch.  A net without batch norm is only copied, because
+    its other buffers (StyleGAN2's average w) must not move."""
     net = copy.deepcopy(net)
     norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -273,7 +284,7 @@ def settle(net, batches):
     net.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None                                   # a cumulative average, not an exponential one
+        norm.momentum = None                          # a cumulative average, not an exponential one
     with torch.no_grad():
         for batch in batches:
             net(*batch)
@@ -281,13 +292,14 @@ def settle(net, batches):
 
 
 def settling(dim, device, batches=64, classes=0):
-    """Batches (z,) or (z, y) for `settle`, 64 latents each, from the seeds 10^9 and above, which no sample uses.
+    """Batches (z,) or (z, y) for `settle`, 64 latents each, of seeds from 10^9 on, which no sample uses.
 
     Classes are balanced; where there are more classes than latents, they are taken at even distances."""
     total = 64 * batches
     for start in range(0, total, 64):
-        z = latents(range(10 ** 9 + start, 10 ** 9 + start + 64), dim, device)     # [64, dim]
-        k = torch.arange(start, start + 64, device=device)
+        first_seed = 10 ** 9 + start
+        z = latents(range(first_seed, first_seed + 64), dim, device)   # [64, dim]
+        k = torch.arange(start, start + 64, device=device)             # [64]
         if not classes:
             yield (z,)
         elif classes > total:
@@ -301,13 +313,14 @@ class Sums:
 
     def __init__(self, device, *names):
         self.row = {name: i for i, name in enumerate(names)}
-        self.total = torch.zeros(len(names), 2, device=device)                     # [names, (sum, count)]
+        self.total = torch.zeros(len(names), 2, device=device)         # [names, (sum, count)]
 
     def add(self, **values):
-        """Add scalars (or the means of tensors); returns the first one, so that a loss can be passed on."""
+        """Add scalars, or the means of tensors; returns the first one, so that a loss can be passed on."""
         for name, value in values.items():
             mean = value.detach().float().mean()
-            self.total[self.row[name]] += torch.stack((mean, torch.ones_like(mean)))
+            row = self.row[name]
+            self.total[row] += torch.stack((mean, torch.ones_like(mean)))
         return next(iter(values.values()))
 
     def means(self):
@@ -327,7 +340,7 @@ class Sums:
 # ---- files: written beside their place and renamed; tensors and plain values only
 
 def to_cpu(x):
-    """A copy of nested dicts of tensors with storages of their own, so that a file holds nothing else."""
+    """A copy of nested dicts of tensors, each with its own storage, so that a file holds nothing else."""
     if isinstance(x, dict):
         return {key: to_cpu(value) for key, value in x.items()}
     if torch.is_tensor(x):
@@ -337,12 +350,13 @@ def to_cpu(x):
 
 def write(path, save):
     """Write a file beside its place and rename it: save(tmp) either completes or leaves the old file."""
+    tmp = f'{path}.tmp'
     try:
-        save(f'{path}.tmp')
-        os.replace(f'{path}.tmp', path)
+        save(tmp)
+        os.replace(tmp, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.remove(f'{path}.tmp')
+            os.remove(tmp)
 
 
 def write_json(path, value):
@@ -393,11 +407,11 @@ def load(path):
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
-KINDS = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}      # a key that tells what a file is
+KINDS = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}       # a key that tells what a file is
 
 
 def read(path, word, *keys):
-    """`load`, refused in a sentence that opens with `word` unless the file is one of ours and holds these keys."""
+    """`load`; a file that is none of ours or lacks a key is refused, in a sentence that opens with `word`."""
     if not os.path.isfile(path):
         refuse(f'{word}: no such file')
     if not zipfile.is_zipfile(path):
@@ -409,10 +423,18 @@ def read(path, word, *keys):
 
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
-        kind = next((KINDS[key] for key in KINDS if key in saved), 'something else')
-        wanted = next((KINDS[key] for key in KINDS if key in keys), 'another')
+        kind = kind_of_file(saved, 'something else')
+        wanted = kind_of_file(keys, 'another')
         refuse(f'{word} is {kind} (it has no {missing[0]!r}): give {wanted}')
     return saved
+
+
+def kind_of_file(keys, unknown):
+    """What a file with these keys is, or the word for what is not known."""
+    for key, kind in KINDS.items():
+        if key in keys:
+            return kind
+    return unknown
 
 
 # ---- what a run directory says about the run
@@ -427,33 +449,42 @@ def command():
 
 def versions(device):
     """What args.json records beside the flags: versions, device, threads, ranks, git revision."""
+    name = 'cpu'
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
     revision = None
     if shutil.which('git'):
         here = os.path.dirname(os.path.abspath(__file__))
         done = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=here, capture_output=True, text=True)
         revision = done.stdout.strip() or None
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return {'python': sys.version.split()[0], 'torch': torch.__version__, 'numpy': np.__version__, 'device': name,
-            'threads': torch.get_num_threads(), 'ranks': world()[1], 'git': revision}
+    return {'python': sys.version.split()[0],
+            'torch': torch.__version__,
+            'numpy': np.__version__,
+            'device': name,
+            'threads': torch.get_num_threads(),
+            'ranks': world()[1],
+            'git': revision}
 
 
-def identity(args, **facts):
-    """What must be equal when a run is resumed: the flags that change the result, and `facts` (hashes, the model)."""
+def run_identity(args, **facts):
+    """What must be equal when a run resumes: flags that change the result, and `facts` (hashes, model)."""
     kept = {}
     for name, value in vars(args).items():
-        at_default = name in YOUNGER_FLAGS and value == YOUNGER_FLAGS[name]
-        if name not in MAY_CHANGE | COMPARED_BY_CONTENT and not at_default:
-            kept[name] = value
+        if name in MAY_CHANGE or name in COMPARED_BY_CONTENT:
+            continue
+        if name in YOUNGER_FLAGS and value == YOUNGER_FLAGS[name]:
+            continue
+        kept[name] = value
     return {**kept, **facts}
 
 
 def compare(out, new):
-    """Refuse a directory whose args.json has another identity, naming each flag with its old and its new value."""
+    """Refuse a directory whose args.json has another identity, and name each flag with its two values."""
     if not os.path.exists(f'{out}/args.json'):
         return
     with open(f'{out}/args.json') as f:
         old = json.load(f)['identity']
-    new = json.loads(json.dumps(new))                          # tuples become lists, as in the file
+    new = json.loads(json.dumps(new))                 # tuples become lists, as in the file
 
     changed = []
     for name in sorted({*old, *new}):
@@ -486,36 +517,43 @@ def peak_memory(device):
         return round(torch.cuda.max_memory_allocated(device) / 2 ** 20)
     if os.name == 'nt':
         return 0
-    import resource                                            # not on Windows
+    import resource                                   # not on Windows
     unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 class Run:
-    """A run directory (args.json, log.jsonl, metrics.jsonl, samples/, last.pt, best.pt) and the iteration counter.
+    """A run directory (args.json, log.jsonl, metrics.jsonl, samples/, last.pt, best.pt) and the step counter.
 
-    model: the name of the script's model.  images: real images that D sees per step, for the rate and the log.
+    model: the name of the script's model.  images: real images that D sees per step, for the log.
     facts: hashes that must be the same when the run is resumed (data, mask, ...).
 
     A directory that holds a checkpoint of other flags or facts is refused (exit 2); see MAY_CHANGE."""
 
     def __init__(self, model, args, images=1, **facts):
-        self.model, self.args, self.images = model, args, images
+        self.model = model
+        self.args = args
+        self.images = images
         self.rank, self.ranks = world()
-        self.device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
-        self.step, self.done = 0, False
+        self.device = torch.device('cpu')
+        if args.device != 'cpu' and torch.cuda.is_available():
+            self.device = torch.device('cuda')
+        self.step = 0
+        self.done = False                             # whether last.pt says that nothing is left to do
 
-        # The clock: when something was last done, and what falls due at this step.
+        # The clock: when something was last done, and what falls due at this step
         self.start = self.last_save = self.last_log = time.time()
-        self.next_sample = 60.                                 # seconds until the first grid
-        self.idle, self.steps_logged = 0., 0          # seconds that were not training, since the last line
-        self.timed = {}
+        self.next_sample = 60.                        # seconds from the start to the next grid
+        self.idle = 0.                                # seconds since the last log line that were not training
+        self.steps_logged = 0                         # the step of the last log line
+        self.timed = {}                               # {what: whether it falls due by the clock}
         self.moving_line = False                      # whether the terminal shows a line without an end
 
-        # The directory, named after what changes the result.
-        same = identity(args, **facts, model=model)
+        # The directory, named after what changes the result
+        same = run_identity(args, **facts, model=model)
         data = os.path.basename(str(getattr(args, 'data', 'data')).rstrip('/'))
-        self.out = args.out or f"runs/{model}-{data}-{getattr(args, 'frac', 1)}-{digest(same)[:8]}"
+        frac = getattr(args, 'frac', 1)
+        self.out = args.out or f'runs/{model}-{data}-{frac}-{digest(same)[:8]}'
         if args.restart and self.rank == 0:
             clear_run(self.out)
         barrier()
@@ -524,19 +562,24 @@ class Run:
         barrier()
         if self.rank == 0:
             os.makedirs(self.path('samples'), exist_ok=True)
-            write_json(self.path('args.json'), {'command': command(), 'identity': same, 'args': vars(args),
-                                                'versions': versions(self.device)})
+            write_json(self.path('args.json'), {
+                'command': command(), 'identity': same,
+                'args': vars(args), 'versions': versions(self.device)})
         self.say(f'{self.out}: {json.dumps(vars(args))}')
 
     def path(self, name):
         """The path of a file of this run."""
         return f'{self.out}/{name}'
 
-    def say(self, line):
-        """Print on rank 0, below the moving line of a terminal."""
-        if self.rank == 0:
-            print('\n' * self.moving_line + line, flush=True)
-        self.moving_line = False
+    def say(self, line, moving=False):
+        """Print on rank 0.  On a terminal, a moving line takes the place of the moving line before it."""
+        moving = moving and self.rank == 0 and sys.stdout.isatty()
+        if moving:
+            width = shutil.get_terminal_size().columns - 1
+            print(f'\r\033[K{line[:width]}', end='', flush=True)
+        elif self.rank == 0:
+            print('\n' * self.moving_line + line, flush=True)          # below a moving line
+        self.moving_line = moving
 
     def append(self, name, record):
         """Append a record to a .jsonl file, on rank 0."""
@@ -545,17 +588,20 @@ class Run:
                 f.write(json.dumps(record) + '\n')
 
     def restore(self, nets, sums):
-        """A run resumes here: step, networks, moments and sums of last.pt; returns the rest of the saved state.
+        """A run resumes here: step, networks, moments and sums of last.pt; returns the state that was saved.
 
-        nets: {name: Flat}.  Lines of log.jsonl and metrics.jsonl that are torn or newer than last.pt are dropped."""
-        saved = load(self.path('last.pt')) if os.path.exists(self.path('last.pt')) else None
+        nets: {name: Flat}.  Lines of log.jsonl and metrics.jsonl that are torn or newer than last.pt go."""
+        saved = None
+        if os.path.exists(self.path('last.pt')):
+            saved = load(self.path('last.pt'))
         self.step = saved['step'] if saved else 0
 
         barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
-            if self.rank == 0 and os.path.exists(self.path(name)):
-                kept = [record for record in read_jsonl(self.path(name)) if record['step'] <= self.step]
-                write_jsonl(self.path(name), kept)
+            file = self.path(name)
+            if self.rank == 0 and os.path.exists(file):
+                kept = [record for record in read_jsonl(file) if record['step'] <= self.step]
+                write_jsonl(file, kept)
         barrier()
         if saved is None:
             return {}
@@ -577,16 +623,19 @@ class Run:
     # ---- what falls due
 
     def agree(self):
-        """Read the clock and the signals, the same on every rank; returns (signal's number or 0, whether time is over).
+        """Read the clock and the signals, so that all ranks agree; sets what falls due by the clock (`due`).
 
-        Without their flags, a grid, a checkpoint and a log line fall due by time; see `due`."""
+        Returns the number of a signal, or 0, and whether --max-hours are over."""
         now = time.time()
-        never_saved = self.last_save == self.start
+        limit = 3600 * (self.args.max_hours or float('inf'))           # seconds
+        save_after = 60 if self.last_save == self.start else 600       # a first checkpoint comes soon
         wishes = [max(STOP, default=0),
-                  bool(self.args.max_hours) and now - START > 3600 * self.args.max_hours,
+                  now - START > limit,
                   now - self.start > self.next_sample,
-                  now - self.last_save > (60 if never_saved else 600),
+                  now - self.last_save > save_after,
                   now - self.last_log > 60]
+
+        # What one rank wishes, all ranks do.
         number, over, sample, save, log = largest_over_ranks([int(wish) for wish in wishes])
         if sample:
             self.next_sample = 2 * (now - self.start)
@@ -594,14 +643,18 @@ class Run:
         return number, over
 
     def due(self, what):
-        """Whether the log line, the sample grid, the evaluation or the checkpoint falls on this step."""
+        """Whether the 'log' line, the 'sample' grid, the 'eval'uation or the 'save' falls on this step.
+
+        All of them fall on the last step.  Before, each follows its flag, such as --save-every, or the clock
+        where that flag is not given.  The log line follows both."""
         every = getattr(self.args, f'{what}_every', None)
         if self.step in (0, self.args.steps):
             return self.step > 0
-        if every and what != 'log':
-            return self.step % every == 0
-        on_count = what == 'log' and self.step % every == 0
-        return bool(self.timed.get(what)) or on_count
+        on_count = bool(every) and self.step % every == 0
+        by_clock = bool(self.timed.get(what))
+        if what == 'log':
+            return on_count or by_clock
+        return on_count if every else by_clock
 
     @contextlib.contextmanager
     def observing(self):
@@ -612,12 +665,14 @@ class Run:
 
     # ---- the loop
 
-    def iterations(self, nets, sums, extra=lambda: {}):
+    def iterations(self, nets, sums, extra=dict):
         """Yield the numbers of the G updates still to do, from 1; seeds torch at each, and saves when due.
 
-        nets: {name: Flat}.  extra() -> {name: tensor or value} rides in the checkpoint's state (see restore).
+        nets: {name: Flat}.  extra() -> {name: tensor or value}, for the checkpoint's state (see `restore`).
         Exits 130 / 143 on SIGINT / SIGTERM, and 75 after --max-hours, saved and resumable."""
-        self.last_log, self.idle, self.steps_logged = time.time(), 0., self.step
+        self.last_log = time.time()
+        self.steps_logged = self.step
+        self.idle = 0.
         with listening():
             while self.step < self.args.steps:
                 number, over = self.agree()
@@ -628,15 +683,17 @@ class Run:
                 self.step += 1
                 for net in nets.values():
                     net.now = self.step
+
+                # Augmentation, noise and mixing depend on the rank; batches and z do not (`rng`).
                 seed = rng(self.args.seed, 'device', self.step, self.rank).integers(2 ** 62)
-                torch.manual_seed(int(seed))          # augmentation, noise and mixing depend on the rank
+                torch.manual_seed(int(seed))
                 yield self.step
 
                 if self.due('save'):
                     self.save(nets, sums, extra)
 
     def leave(self, number=0):
-        """Say how to go on, and exit with the code of the signal `number`, or with 75.  last.pt has been saved."""
+        """Say how to go on, and exit with the code of the signal `number`, or with 75; last.pt was saved."""
         barrier()                                     # torchrun ends the other ranks when one has left
         self.say(f'stopped at step {self.step} and saved; resume with: {command()}')
         raise SystemExit(128 + number if number else 75)
@@ -650,41 +707,48 @@ class Run:
                 found.append((*bad, name))
         if not found:
             return
-        step, tensor, name = min(found, key=lambda bad: bad[0])               # in a tie D, updated before G
+        step, tensor, name = min(found, key=lambda bad: bad[0])        # in a tie D, the first by name
         good = 'there is no checkpoint yet'
-        if os.path.exists(self.path('last.pt')):
-            good = f"{self.path('last.pt')} is the last good checkpoint"
+        last = self.path('last.pt')
+        if os.path.exists(last):
+            good = f'{last} is the last good checkpoint'
         self.say(f'error: step {step}: the gradient of {tensor} in {name} is not finite; {good}')
         raise SystemExit(3)
 
     def log(self, nets, sums, notes=dict):
-        """If due, a line of log.jsonl and of the terminal: means since the last line, notes(), rate, memory, ETA.
+        """If due, a line of log.jsonl and of the terminal.
 
+        It has the means since the last line, notes() -> {name: number}, images a second, memory, and the ETA.
         Exits 3 on a gradient that was not finite."""
         if not (self.due('log') or self.step == 1):
             return
         self.guard(nets)
         now = time.time()
-        rate = (self.step - self.steps_logged) / max(now - self.last_log - self.idle, 1e-9)  # steps a second
+        seconds = now - self.last_log - self.idle
+        rate = (self.step - self.steps_logged) / max(seconds, 1e-9)    # steps a second
         with self.observing():
-            values = {name: float(f'{value:.6g}') for name, value in {**sums.means(), **notes()}.items()}
-        speed = {'images_per_s': round(rate * self.images, 1), 'peak_mb': peak_memory(self.device)}
-        self.append('log.jsonl', {'step': self.step, 'kimg': self.step * self.images / 1000, **values, **speed,
-                                  'start': round(self.start, 1), 'time': round(now - self.start, 1)})
-        self.last_log, self.steps_logged, self.idle = now, self.step, time.time() - now
+            values = {**sums.means(), **notes()}
+            values = {name: float(f'{value:.6g}') for name, value in values.items()}
 
-        left = int((self.args.steps - self.step) / rate)
-        line = f'step {self.step}/{self.args.steps}  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}'
-        line += f"  {speed['images_per_s']} img/s  {speed['peak_mb']} MB  "
+        images_per_s = round(rate * self.images, 1)
+        peak_mb = peak_memory(self.device)
+        self.append('log.jsonl', {
+            'step': self.step, 'kimg': self.step * self.images / 1000,
+            **values,
+            'images_per_s': images_per_s, 'peak_mb': peak_mb,
+            'start': round(self.start, 1), 'time': round(now - self.start, 1)})
+        self.last_log = now
+        self.steps_logged = self.step
+        self.idle = time.time() - now
+
+        left = int((self.args.steps - self.step) / rate)               # seconds
+        line = f'step {self.step}/{self.args.steps}'
+        line += f'  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}'
+        line += f'  {images_per_s} img/s  {peak_mb} MB  '
         line += '  '.join(f'{name} {value:.3g}' for name, value in values.items())
-        if not sys.stdout.isatty() or self.rank:
-            self.say(line)
-            return
-        width = shutil.get_terminal_size().columns - 1
-        print(f'\r\033[K{line[:width]}', end='', flush=True)   # one line that moves
-        self.moving_line = True
+        self.say(line, moving=True)
 
-    def save(self, nets, sums, extra=lambda: {}, done=False):
+    def save(self, nets, sums, extra=dict, done=False):
         """Write last.pt: everything that the next step depends on.
 
         done: the script says that nothing is left to do.  Exits 3 on a gradient that was not finite."""
@@ -697,11 +761,13 @@ class Run:
             return
 
         with self.observing():
+            checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': done}
+            checkpoint['state'] = {**to_cpu(extra()), 'sums': to_cpu(total / self.ranks), 'ranks': self.ranks}
+            for name, net in nets.items():
+                checkpoint[name] = to_cpu(net.net.state_dict())
+
+            # Masks and Adam's moments, of the networks that are trained
             trained = {name: net for name, net in nets.items() if net.adam}
-            state = {**to_cpu(extra()), 'sums': to_cpu(total / self.ranks), 'ranks': self.ranks}
-            checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': done,
-                          'state': state,
-                          **{name: to_cpu(net.net.state_dict()) for name, net in nets.items()},
-                          'masks': {name: to_cpu(net.masks) for name, net in trained.items()},
-                          'opt': {name: to_cpu(net.moments()) for name, net in trained.items()}}
-            write(self.path('last.pt'), lambda tmp: torch.save(checkpoint, tmp))
+            checkpoint['masks'] = {name: to_cpu(net.masks) for name, net in trained.items()}
+            checkpoint['opt'] = {name: to_cpu(net.moments()) for name, net in trained.items()}
+            write(self.path('last.pt'), functools.partial(torch.save, checkpoint))

@@ -1417,11 +1417,16 @@ def draw_sheet(path, gen, ref, near, index, radius, rows=8, tile=96, names=None)
 # ---- the command line: flags and main
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help of a script: its docstring as it stands, and the defaults of flags, but for None and booleans."""
+    """Help of a script: its docstring as it stands, short metavars, and defaults but for None and booleans."""
+
+    def _get_default_metavar_for_optional(self, action):
+        return {int: 'N', float: 'X'}.get(action.type, 'NAME')
 
     def _get_help_string(self, action):
         default = action.default
         if default is None or isinstance(default, bool) or default is argparse.SUPPRESS:
+            return action.help
+        if '(default' in action.help:
             return action.help
         return f'{action.help} (default: %(default)s)'
 
@@ -1602,9 +1607,6 @@ def write_files(args, result, gen, ref, made, refs):
         with open(f'{args.json}.part', 'w') as file:
             json.dump(result, file)
         os.replace(f'{args.json}.part', args.json)
-
-
-complete = make_stats  # alias
 
 
 if __name__ == '__main__':

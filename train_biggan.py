@@ -1,14 +1,14 @@
 """Algorithm 2 on BigGAN: train a class-conditional ticket (or the dense network) with DiffAugment and AdvAug.
 
 Use:
-    python train_biggan.py --data cifar100 --frac 0.1                                  # the dense baseline
-    torchrun train_biggan.py --data cifar100 --frac 0.1 --mask ticket.pt      # one GPU, and all its flags
-    torchrun --nproc_per_node 8 train_biggan.py --data tiny-imagenet --mask ticket.pt --aug diffaug --advaug gd
-    python train_biggan.py --data photos/                                     # sub-folders are classes
+    python train_biggan.py --data cifar100 --frac 0.1                  # the dense baseline
+    torchrun train_biggan.py --data cifar100 --frac 0.1 --mask ticket.pt         # one GPU, and all its flags
+    torchrun --nproc_per_node 8 train_biggan.py --data tiny-imagenet --mask ticket.pt --advaug gd
+    python train_biggan.py --data photos/                              # sub-folders are classes
 The same command resumes.
 
-    D:  min  L_D(T(x), T(G(z, y')) | y, y')  + lambda_2 L_D(D2(D1(.) + delta))          --d-steps times, then
-    G:  min  L_G(D(T(G(z, y')), y'))         + lambda_1 L_G(D(T(G2(G1(z) + delta))))    once,
+    D:  min  L_D(T(x), T(G(z, y')) | y, y')  + lambda_2 L_D(D2(D1(.) + delta))         --d-steps times, then
+    G:  min  L_G(D(T(G(z, y')), y'))         + lambda_1 L_G(D(T(G2(G1(z) + delta))))   once,
     E <- ema E + (1 - ema) G,  or G itself up to --ema-start
 
 The classes y' of generated images are balanced in every batch.
@@ -25,21 +25,49 @@ import trainer
 from data import images
 from models import biggan
 
-CIFAR = dict(steps=100000, batch=64, d_steps=5, lr_g=2e-4, lr_d=2e-4, betas=[.5, .999], adam_eps=1e-6, ema=.9999,
-             ema_start=1000, adv_step=.01, mirror=True, res=32, ada_rt_target=.2, ada_kimg=1000)
-PRESETS = {                                   # flag defaults, chosen by --data unless --preset is given
-    'cifar10': CIFAR,                         # the released code's values: the paper swaps G's and D's
-    'cifar100': CIFAR,                                        # learning rates of the next two
-    'tiny-imagenet': {**CIFAR, 'batch': 256, 'd_steps': 1, 'lr_g': 1e-4, 'lr_d': 4e-4, 'betas': [0., .999],
-                      'ema_start': 20000, 'adv_step': .001, 'res': 64, 'ada_rt_target': .1, 'ada_kimg': 500},
-    'imagenet': {**CIFAR, 'batch': 256, 'd_steps': 2, 'lr_g': 5e-5, 'lr_d': 2e-4, 'betas': [0., .999],
-                 'ema_start': 20000, 'adv_step': .001, 'res': 128, 'ada_rt_target': .1, 'ada_kimg': 500},
-    'demo': {**CIFAR, 'ch_g': 16, 'ch_d': 16, 'steps': 1000, 'batch': 32, 'd_steps': 2, 'lr_g': 4e-4, 'lr_d': 4e-4,
-             'ema': .99, 'ema_start': 0, 'mirror': False, 'eval_samples': 500, 'log_every': 25,  # 15 minutes
-             'ada_kimg': 3, 'lecam_start': 100},
+# The values are those of the released code.  The paper (section 4) swaps the learning rates of G and of D for
+# Tiny-ImageNet and ImageNet.
+CIFAR = dict(
+    res=32,
+    batch=64, d_steps=5, steps=100000,
+    lr_g=2e-4, lr_d=2e-4, betas=[.5, .999], adam_eps=1e-6,
+    ema=.9999, ema_start=1000,
+    mirror=True,
+    ada_rt_target=.2, ada_kimg=1000,
+    adv_step=.01)                                     # the paper's, section 4
+IMAGENET = {
+    **CIFAR,
+    'batch': 256,
+    'betas': [0., .999],
+    'ema_start': 20000,
+    'ada_rt_target': .1, 'ada_kimg': 500,
+    'adv_step': .001}                                 # the paper's, section 4
+
+# Flag defaults, chosen by --data unless --preset is given
+PRESETS = {
+    'cifar10': CIFAR,
+    'cifar100': CIFAR,
+    'tiny-imagenet': {**IMAGENET, 'res': 64, 'd_steps': 1, 'lr_g': 1e-4, 'lr_d': 4e-4},
+    'imagenet': {**IMAGENET, 'res': 128, 'd_steps': 2, 'lr_g': 5e-5, 'lr_d': 2e-4},
+
+    # Our own: 15 minutes on two CPU cores
+    'demo': {
+        **CIFAR,
+        'ch_g': 16, 'ch_d': 16,
+        'batch': 32, 'd_steps': 2, 'steps': 1000,
+        'lr_g': 4e-4, 'lr_d': 4e-4,
+        'ema': .99, 'ema_start': 0,
+        'mirror': False,
+        'ada_kimg': 3, 'lecam_start': 100,
+        'eval_samples': 500, 'log_every': 25},
 }
-PROTOCOL = {'cifar10': 'cifar', 'cifar100': 'cifar', 'tiny-imagenet': 'tiny-imagenet', 'imagenet': 'imagenet'}
-SPLITS = {'train', 'val', 'valid', 'validation', 'test'}       # names of folders that are no classes
+PROTOCOL = {                                          # --protocol of the scores that are published
+    'cifar10': 'cifar',
+    'cifar100': 'cifar',
+    'tiny-imagenet': 'tiny-imagenet',
+    'imagenet': 'imagenet',
+}
+SPLITS = {'train', 'val', 'valid', 'validation', 'test'}               # names of folders that are no classes
 
 
 def get_args(argv=None):
@@ -47,13 +75,15 @@ def get_args(argv=None):
     p = trainer.parser(__doc__)
     _, experiments = trainer.add_flags(p, PRESETS)
     a = experiments['networks'].add_argument
-    a('--narrow', action=argparse.BooleanOptionalAction, help="StudioGAN's later widths at 64 px (default: released)")
+    a('--narrow', action=argparse.BooleanOptionalAction,
+      help="the narrower 64 px networks of a later StudioGAN (default: the released code's)")
     a('--relu-shortcut', action=argparse.BooleanOptionalAction,
-      help="D's shortcuts see ReLU(x), as released (default: x)")
+      help="D's shortcuts get ReLU(x), as in the released code (default: x)")
 
-    given = p.parse_known_args(argv)[0]                        # as typed, before any preset
+    given, _ = p.parse_known_args(argv)               # as typed, before any preset
     for name in ('ch_g', 'ch_d'):
-        if (getattr(given, name) or 8) < 8:
+        channels = getattr(given, name)
+        if channels and channels < 8:
             loop.refuse(f'{loop.flag(given, name)} is below 8, and attention takes an eighth of it')
 
     # The preset follows the data set, and for other images the resolution, which a ticket brings along.
@@ -66,11 +96,13 @@ def get_args(argv=None):
 
     names = class_names(args, res or args.res)
     args.classes = len(names)
-    trainer.adopt(args, given, 'biggan', build, res=32, classes=None, ch_g=None, ch_d=None, narrow=False,
-                  relu_shortcut=False)
+    trainer.adopt(args, given, 'biggan', build,
+                  res=32, classes=None,
+                  ch_g=None, ch_d=None,
+                  narrow=False, relu_shortcut=False)
     if args.classes != len(names):
-        loop.refuse(f'{trainer.ticket_flag(args)} has {args.classes} classes, --data {args.data} has {len(names)}: '
-                    'find a ticket on this data set')
+        loop.refuse(f'{trainer.ticket_flag(args)} has {args.classes} classes, --data {args.data} has '
+                    f'{len(names)}: find a ticket on this data set')
     return args
 
 
@@ -94,7 +126,8 @@ def preset(data, res):
         return data
     if data in ('emoji', 'fashion-mnist'):
         return 'demo'
-    return {64: 'tiny-imagenet', 128: 'imagenet'}.get(res, 'cifar10')
+    by_resolution = {64: 'tiny-imagenet', 128: 'imagenet'}
+    return by_resolution.get(res, 'cifar10')
 
 
 def build(args):
@@ -110,29 +143,31 @@ def main(args):
     job = trainer.Training('biggan', args, build)
     if job.over:
         return job.trained
-    run, G, D, E, device = job.run, job.G, job.D, job.E, job.device
+    run, G, D, E = job.run, job.G, job.D, job.E
 
-    # This rank's batch: filled in place, because a CUDA graph reads these tensors.
+    # This rank's batches: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
-    x = torch.empty(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
-    z = torch.empty(n, job.z_dim, device=device)
-    y = torch.empty(n, device=device, dtype=torch.int64)
-    y_fake = torch.empty(n, device=device, dtype=torch.int64)
+    x = torch.empty(n, 3, args.res, args.res, device=job.device)
+    x = x.to(memory_format=torch.channels_last)
+    z = torch.empty(n, job.z_dim, device=job.device)
+    y = torch.empty(n, device=job.device, dtype=torch.int64)
+    y_fake = torch.empty(n, device=job.device, dtype=torch.int64)
+    parts = flat.micro_batches(n, args.batch_gpu)
 
     def draw_latents(rng):
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
         y_fake.copy_(trainer.balanced(rng, args.batch, args.classes))
 
     def context():
-        return loop.autocast(args, device)
+        return loop.autocast(args, job.device)
 
-    def d_step(part):                                                              # Eq. 5, Eq. 6
+    def d_step(part):                                                  # Eq. 5 and Eq. 6
         with context():
-            fake = G.net(z[part], y_fake[part])
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, y[part], y_fake[part], ada=job.ada,
-                              lecam=job.lecam)
+            fake = G.net(z[part], y_fake[part])                        # [n, 3, H, W]
+            return gan.d_loss(D.net, x[part], fake, args, job.sums,
+                              y[part], y_fake[part], ada=job.ada, lecam=job.lecam)
 
-    def g_step(part):                                                              # Eq. 3, Eq. 4
+    def g_step(part):                                                  # Eq. 3 and Eq. 4
         return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)
 
     reals = job.reals()
@@ -145,16 +180,17 @@ def main(args):
             x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
             y.copy_(labels)
             draw_latents(rng)
-            D.update(d_step, flat.micro_batches(n, args.batch_gpu))
-            job.after_d_update()
+            D.update(d_step, parts)
+            job.after_d_update()                                       # LeCam's anchors
 
         # Algorithm 2: train the generator
-        draw_latents(loop.rng(args.seed, 'G', step))
-        G.update(g_step, flat.micro_batches(n, args.batch_gpu))
+        rng = loop.rng(args.seed, 'G', step)
+        draw_latents(rng)
+        G.update(g_step, parts)
 
         E.track(G, args.ema if step > args.ema_start else 0)
-        job.after_step()                                       # p of ADA
-        job.observe()                                          # log, grid, score
+        job.after_step()                                               # p of ADA
+        job.observe()                                                  # log, grid, score
     return job.finish()
 
 

@@ -1,18 +1,19 @@
-"""Algorithm 2 on StyleGAN2: train a ticket (or the dense network) from few images, with DiffAugment, ADA and AdvAug.
+"""Algorithm 2 on StyleGAN2: train a ticket (or the dense network) with DiffAugment or ADA, and AdvAug.
 
 Use:
-    python train_stylegan2.py --data photos/                          # alone: it chooses, and says what
+    python train_stylegan2.py --data photos/                           # alone: it chooses, and says what
     python train_stylegan2.py --data 100-shot-obama --mask ticket.pt --advaug gd
     torchrun --nproc_per_node 8 train_stylegan2.py --data cifar10 --frac 0.1 --aug ada
-    python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed  # from trained weights
+    python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed   # from trained weights
 The same command resumes.
 
-    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(w + delta))))              and, every --pl-every steps,  R_pl
-    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))                and, every --r1-every steps,  R_1
+    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(w + delta))))       and, every --pl-every steps,  R_pl
+    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))         and, every --r1-every steps,  R_1
     E <- beta E + (1 - beta) G,  beta = 1/2 ^ (batch / half-life)
 
-w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th step is a step of Adam of its own, k times
-as strong, with Adam slowed to match (lr c, beta^c, c = k / (k + 1)); one of every step (k = 1) is added to the loss.
+w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th step has an Adam step of its own,
+k times as strong, and Adam is slowed to match: lr c, beta^c, c = k / (k + 1).  A regulariser of every step
+(k = 1) is a term of the loss.
 """
 import argparse
 
@@ -26,36 +27,98 @@ import trainer
 from data import images
 from models import stylegan2, transfer
 
-OFFICIAL = dict(loss='logistic', d_steps=1, d_pass='separate', betas=[0., .99], adam_eps=1e-8, ema=None, ch_g=32768,
-                ema_rampup=None, ch_d=32768, group=4, arch='resnet', mapping=8, mixing=.9, adv_step=.01)
-FEWSHOT = {**OFFICIAL, 'batch': 16, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 10., 'r1_every': 1, 'pl': 0.,
-           'pl_every': 1, 'ema_kimg': 10., 'ema_start': 625, 'steps': 18750, 'mirror': True, 'aug': 'diffaug',
-           'eval_samples': 5000}
-AUTO = {**OFFICIAL, 'batch': 32, 'lr_g': 2.5e-3, 'lr_d': 2.5e-3, 'r1': 1., 'r1_every': 16, 'pl': 2., 'pl_every': 4,
-        'ema_kimg': 10., 'ema_rampup': .05, 'mapping': 2, 'aug': 'ada', 'mirror': True}
-PRESETS = {                                   # flag defaults, chosen by --data unless --preset is given
-    'fewshot': FEWSHOT,                                       # DiffAugment's recipe for 100 images: 300 kimg
-    'animalface': {**FEWSHOT, 'steps': 31250},                # 500 kimg
-    'paper': {**FEWSHOT, 'batch': 5, 'group': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'steps': 100000},  # see SAYS
-    'cifar': {**AUTO, 'res': 32, 'batch': 64, 'r1': .01, 'pl': 0., 'mixing': 0., 'ema_kimg': 500., 'group': 32,
-              'arch': 'orig', 'steps': 1562500, 'aug': 'none', 'mirror': False},  # ADA's, 100,000 kimg
-    'large': {**OFFICIAL, 'res': 256, 'ch_g': 16384, 'ch_d': 16384, 'batch': 32, 'lr_g': 2e-3, 'lr_d': 2e-3, 'r1': 1.,
-              'r1_every': 16, 'pl': 2., 'pl_every': 4, 'ema_kimg': 10., 'steps': 781250, 'mirror': True,
-              'aug': 'diffaug'},                              # DiffAugment's FFHQ and LSUN, 25,000 kimg
-    'auto': AUTO,                                     # ADA's for any folder; the rest follows the resolution
-    'demo': {**FEWSHOT, 'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2, 'batch': 8, 'r1_every': 8,
-             'r1': 1., 'ema_kimg': 1., 'ema_start': 0, 'steps': 1000, 'eval_samples': 500, 'log_every': 25,
-             'ada_kimg': .5, 'lecam_start': 100, 'mirror': False},            # for a laptop
+# The official code's networks, loss and Adam, with which every preset begins; adv_step is the paper's.
+OFFICIAL = dict(
+    arch='resnet', mapping=8, ch_g=32768, ch_d=32768, group=4,
+    loss='logistic', d_pass='separate', d_steps=1,
+    betas=[0., .99], adam_eps=1e-8,
+    ema=None, ema_rampup=None,
+    mixing=.9,
+    adv_step=.01)
+
+# DiffAugment's recipe for 100 images: 300 kimg
+FEWSHOT = {
+    **OFFICIAL,
+    'batch': 16, 'steps': 18750,
+    'lr_g': 2e-3, 'lr_d': 2e-3,
+    'r1': 10., 'r1_every': 1,
+    'pl': 0., 'pl_every': 1,
+    'ema_kimg': 10., 'ema_start': 625,
+    'mirror': True, 'aug': 'diffaug',
+    'eval_samples': 5000}
+
+# ADA's settings for any folder, which `auto` completes by resolution
+AUTO = {
+    **OFFICIAL,
+    'mapping': 2,
+    'batch': 32,
+    'lr_g': 2.5e-3, 'lr_d': 2.5e-3,
+    'r1': 1., 'r1_every': 16,
+    'pl': 2., 'pl_every': 4,
+    'ema_kimg': 10., 'ema_rampup': .05,
+    'mirror': True, 'aug': 'ada'}
+
+# Flag defaults, chosen by --data unless --preset is given; SAYS has where they come from.
+PRESETS = {
+    'fewshot': FEWSHOT,
+    'animalface': {**FEWSHOT, 'steps': 31250},        # 500 kimg
+    'paper': {
+        **FEWSHOT,
+        'batch': 5, 'group': 5, 'steps': 100000,
+        'lr_g': 2e-4, 'lr_d': 2e-4},
+
+    'cifar': {                                        # 100,000 kimg
+        **AUTO,
+        'res': 32, 'arch': 'orig', 'group': 32,
+        'batch': 64, 'steps': 1562500,
+        'r1': .01, 'pl': 0.,
+        'ema_kimg': 500.,
+        'mixing': 0., 'mirror': False, 'aug': 'none'},
+
+    'large': {                                        # 25,000 kimg
+        **OFFICIAL,
+        'res': 256, 'ch_g': 16384, 'ch_d': 16384,
+        'batch': 32, 'steps': 781250,
+        'lr_g': 2e-3, 'lr_d': 2e-3,
+        'r1': 1., 'r1_every': 16,
+        'pl': 2., 'pl_every': 4,
+        'ema_kimg': 10.,
+        'mirror': True, 'aug': 'diffaug'},
+
+    'auto': AUTO,
+
+    'demo': {
+        **FEWSHOT,
+        'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2,
+        'batch': 8, 'steps': 1000,
+        'r1': 1., 'r1_every': 8,
+        'ema_kimg': 1., 'ema_start': 0,
+        'mirror': False,
+        'ada_kimg': .5, 'lecam_start': 100,
+        'eval_samples': 500, 'log_every': 25},
 }
-SAYS = {'fewshot': "DiffAugment's recipe for 100 images", 'animalface': "DiffAugment's recipe for AnimalFace",
-        'paper': "the ticket paper's batch, learning rates and steps, otherwise DiffAugment's few-shot recipe on the "
-                 'official network (the paper used a port with other layers, hinge loss and no minibatch statistic)',
-        'cifar': "ADA's CIFAR-10", 'large': "DiffAugment's FFHQ and LSUN", 'auto': "ADA's settings by resolution",
-        'demo': 'small, to try things on a laptop'}
-gains = stylegan2.effective_gain                               # what find_ticket.py ranks weights with
+SAYS = {
+    'fewshot': "DiffAugment's recipe for 100 images",
+    'animalface': "DiffAugment's recipe for AnimalFace",
+    'paper': "the ticket paper's batch, learning rates and steps, otherwise DiffAugment's few-shot recipe on "
+             'the official network (the paper used a port with other layers, hinge loss and no minibatch '
+             'statistic)',
+    'cifar': "ADA's CIFAR-10",
+    'large': "DiffAugment's FFHQ and LSUN",
+    'auto': "ADA's settings by resolution",
+    'demo': 'small, to try things on a laptop',
+}
+STARTS = {                                            # presets by the first letters of a data set's name
+    '100-shot': 'fewshot',
+    'animalface': 'animalface',
+    'cifar': 'cifar',
+    'ffhq': 'large',
+    'lsun': 'large',
+    'emoji': 'demo',
+    'fashion-mnist': 'demo',
+}
 FEW = 5000                                            # images of a folder up to which the recipe is few-shot
-STARTS = {'100-shot': 'fewshot', 'animalface': 'animalface', 'cifar': 'cifar', 'ffhq': 'large', 'lsun': 'large',
-          'emoji': 'demo', 'fashion-mnist': 'demo'}   # presets by the first letters of a data set's name
+gains = stylegan2.effective_gain                      # find_ticket.py ranks weights times these factors
 
 
 def get_args(argv=None):
@@ -64,7 +127,7 @@ def get_args(argv=None):
     everyday, experiments = trainer.add_flags(p, PRESETS)
     add_own_flags(everyday, experiments)
 
-    given = p.parse_known_args(argv)[0]                        # as typed, before any preset
+    given, _ = p.parse_known_args(argv)               # as typed, before any preset
     name = given.preset or preset(given.data, given.root)
     recipe = PRESETS[name]
     if 'res' not in recipe:
@@ -73,43 +136,57 @@ def get_args(argv=None):
         if name == 'auto':
             recipe |= auto(res)
     args = trainer.parse(p, argv, {**PRESETS, name: recipe}, name)
-
     check_flags(args, given)
     check_transfer(args)
-    classes = args.classes = count_classes(args)
-    trainer.adopt(args, given, 'stylegan2', build, res=256, classes=0, ch_g=None, ch_d=None, ch_max=512,
+
+    classes = count_classes(args)
+    args.classes = classes
+    trainer.adopt(args, given, 'stylegan2', build,
+                  res=256, classes=0,
+                  ch_g=None, ch_d=None, ch_max=512,
                   mapping=None, group=None, arch=None)
     if args.transfer == 'freezed':
         check_frozen_layers(args)
     if args.classes != classes:
-        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has {args.classes or "no"} '
-                    f'classes, the data {classes or "none"}')
+        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has '
+                    f'{args.classes or "no"} classes, the data {classes or "none"}')
     return args
 
 
 def add_own_flags(everyday, experiments):
     """The flags that only StyleGAN2 has."""
     a = everyday['networks'].add_argument
-    a('--cond', action=argparse.BooleanOptionalAction, default=False, help='condition both on the classes of the data')
-    a('--transfer', choices=transfer.MODES, help='with --init-from: how (default: finetune)')
+    a('--cond', action=argparse.BooleanOptionalAction, default=False,
+      help='give G and D the classes of the data, which are the sub-folders of a folder')
+    a('--transfer', choices=transfer.MODES,
+      help='with --init-from: what is trained, see models/transfer.py (default: finetune, everything)')
     a = everyday['regularisers'].add_argument
-    a('--r1', type=float, help="weight of R_1, D's squared gradient on reals")
+    a('--r1', type=float, help="weight of R_1, D's squared gradient on real images (default: the preset's)")
 
     a = experiments['networks'].add_argument
-    a('--ch-max', type=int, help='most channels of a layer (default: 512); --ch-g, --ch-d: channels times pixels')
-    a('--mapping', type=int, help='layers of the mapping network')
-    a('--group', type=int, help="most images in a group of D's minibatch standard deviation")
-    a('--arch', choices=['resnet', 'orig'], help='D with or without shortcuts')
-    a('--freeze-layers', type=int, help="layers of D that freezed leaves as they are (default: FreezeD's)")
-    a('--mine-steps', type=int, help='steps of the first stage of minegan (default: 1000)')
+    a('--ch-max', type=int,
+      help='most channels of a layer; a layer of R x R pixels has --ch-g / R or --ch-d / R (default: 512)')
+    a('--mapping', type=int, help="layers of the mapping network of G (default: the preset's)")
+    a('--group', type=int,
+      help="images in a group of D's minibatch standard deviation, at most (default: the preset's)")
+    a('--arch', choices=['resnet', 'orig'], help="D with or without shortcuts (default: the preset's)")
+    a('--freeze-layers', type=int,
+      help="--transfer freezed: layers of D, from the image on, that are not trained (default: FreezeD's)")
+    a('--mine-steps', type=int,
+      help='--transfer minegan: steps in which only the miner and D are trained (default: 1000)')
     a = experiments['training'].add_argument
-    a('--mixing', type=float, help='share of images whose layers take their style from two z')
-    a('--ema-kimg', type=float, help='half-life of the averaged generator in thousands of images; --ema: a fixed decay')
-    a('--ema-rampup', type=float, help='the half-life is at most this share of the images seen')
+    a('--mixing', type=float,
+      help="share of images whose layers take their styles from two z (default: the preset's)")
+    a('--ema-kimg', type=float,
+      help="half-life of the averaged generator in thousands of images (default: the preset's)")
+    a('--ema-rampup', type=float,
+      help='the half-life is at most this share of the images seen so far (default: without such a bound)')
     a = experiments['regularisers'].add_argument
-    a('--r1-every', type=int, help='steps between its updates (1: beside the loss)')
-    a('--pl', type=float, help='weight of R_pl, path length regularisation of G')
-    a('--pl-every', type=int, help='steps between its updates')
+    a('--r1-every', type=int,
+      help="steps between updates with R_1; 1: a term of every loss (default: the preset's)")
+    a('--pl', type=float, help="weight of R_pl, path length regularisation of G (default: the preset's)")
+    a('--pl-every', type=int,
+      help="steps between updates with R_pl; 1: a term of every loss (default: the preset's)")
 
 
 def preset(data, root):
@@ -120,7 +197,11 @@ def preset(data, root):
                 return name
         return 'auto'
     converted = images.read_json(f'{data}/set.json')
-    n = converted['splits']['train']['n'] if converted else len(images.source(data, root)[0]['train'][0])
+    if converted:
+        n = converted['splits']['train']['n']
+    else:
+        splits = images.source(data, root)[0]
+        n = len(splits['train'][0])
     return 'fewshot' if n <= FEW else 'auto'
 
 
@@ -129,8 +210,9 @@ def resolution(given):
     if given.res:
         return given.res
     for name in ('mask', 'small_dense', 'init_from'):
-        if getattr(given, name):
-            saved = loop.read(getattr(given, name), loop.flag(given, name), 'args')
+        path = getattr(given, name)
+        if path:
+            saved = loop.read(path, loop.flag(given, name), 'args')
             return saved['args'].get('res') or images.suggest_res(given.data, given.root)
     return images.suggest_res(given.data, given.root)
 
@@ -139,8 +221,12 @@ def auto(res):
     """ADA's settings for any data set, by resolution, at the batch of one GPU."""
     batch = max(min(4096 // res, 32), 4)
     base = 16384 if res < 512 else 32768
-    settings = {**AUTO, 'batch': batch, 'group': min(batch, 4), 'ch_g': base, 'ch_d': base,
-                'r1': .0002 * res ** 2 / batch, 'ema_kimg': batch * 10 / 32, 'steps': 25000000 // batch}
+    settings = {
+        **AUTO,
+        'ch_g': base, 'ch_d': base, 'group': min(batch, 4),
+        'batch': batch, 'steps': 25000000 // batch,
+        'r1': .0002 * res ** 2 / batch,
+        'ema_kimg': batch * 10 / 32}
     if res >= 1024:
         settings |= {'lr_g': 2e-3, 'lr_d': 2e-3}
     return settings
@@ -157,9 +243,11 @@ def check_flags(args, given):
         loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
     if args.ema is not None and (given.ema_kimg or given.ema_rampup):
         loop.refuse(f'{flags(args, "ema")} fixes the decay that --ema-kimg gives: leave one out')
-    if args.r1_every < 1 or args.pl_every < 1 or args.r1 < 0 or args.pl < 0 or not 0 <= args.mixing <= 1:
-        loop.refuse(f'{flags(args, "r1", "r1_every", "pl", "pl_every", "mixing")}: use weights and a share from 0 on, '
-                    'intervals from 1 on')
+    bad_interval = args.r1_every < 1 or args.pl_every < 1
+    bad_weight = args.r1 < 0 or args.pl < 0
+    if bad_interval or bad_weight or not 0 <= args.mixing <= 1:
+        loop.refuse(f'{flags(args, "r1", "r1_every", "pl", "pl_every", "mixing")}: '
+                    'use weights and a share from 0 on, intervals from 1 on')
 
 
 def check_transfer(args):
@@ -183,12 +271,14 @@ def check_transfer(args):
 
 def check_frozen_layers(args):
     """Exit 2 where --transfer freezed freezes no layer, or one that D does not have."""
+    _, D = trainer.without_weights(build, args)
     try:
-        frozen = transfer.freezed(trainer.without_weights(build, args)[1], args.freeze_layers)
+        frozen = transfer.freezed(D, args.freeze_layers)
     except ValueError as e:
         loop.refuse(f'--{e}')
     if not frozen:
-        loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: use finetune, or give --freeze-layers')
+        loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: '
+                    'use finetune, or give --freeze-layers')
 
 
 def count_classes(args):
@@ -212,8 +302,10 @@ def build(args):
 
 def choice(args):
     """What was chosen and how to change it, in a sentence."""
-    return (f'--preset {args.preset}: {SAYS[args.preset]}; --res {args.res}, --aug {args.aug}, --batch {args.batch}, '
-            f'--steps {args.steps} ({args.steps * args.batch * args.d_steps / 1000:g} kimg); change what you like')
+    kimg = args.steps * args.batch * args.d_steps / 1000
+    return (f'--preset {args.preset}: {SAYS[args.preset]}; '
+            f'--res {args.res}, --aug {args.aug}, --batch {args.batch}, '
+            f'--steps {args.steps} ({kimg:g} kimg); change what you like')
 
 
 def decay(args, step):
@@ -222,15 +314,42 @@ def decay(args, step):
         return 0.
     if args.ema is not None:
         return args.ema
-    half_life = 1000 * args.ema_kimg                           # images
+    half_life = 1000 * args.ema_kimg                                   # images
     if args.ema_rampup:
-        half_life = min(half_life, args.batch * (step - 1) * args.ema_rampup)
+        seen = args.batch * (step - 1)                                 # images
+        half_life = min(half_life, seen * args.ema_rampup)
     return .5 ** (args.batch / max(half_life, 1e-8))
 
 
 def lazy_factor(every):
-    """c = k / (k + 1) of a regulariser with an Adam step of its own every k steps; 1 of one beside the loss."""
+    """c = k / (k + 1) of a regulariser with an Adam step of its own every k steps; 1 of one in the loss."""
     return every / (every + 1) if every > 1 else 1.
+
+
+def take(tensors, part):
+    """The rows `part` of each tensor in a list."""
+    return [tensor[part] for tensor in tensors]
+
+
+def r1_loss(job, real, y):
+    """R_1 of images [N, 3, H, W] with classes y, [[N]] or [], times its weight and --r1-every."""
+    args = job.args
+    real = real.detach().requires_grad_(True)
+    T = gan.draw(args, real, job.ada)
+    logits = job.D.net(T(real), *y)                                    # [N]
+    if job.ada:
+        job.ada.add(real=logits)
+    R_1 = losses.r1(logits, real)
+    job.sums.add(R_1=R_1)
+    return args.r1_every * args.r1 * R_1
+
+
+def pl_loss(job, z, y):
+    """R_pl of latents [N, z_dim] with classes y, [[N]] or [], times its weight and --pl-every."""
+    w, G2 = job.G.net.split(z, *y, cut=1)                              # w [N, layers, dim]
+    R_pl = job.pl(G2, w)
+    job.sums.add(R_pl=R_pl)
+    return job.args.pl_every * R_pl
 
 
 def main(args):
@@ -242,58 +361,52 @@ def main(args):
     job = trainer.Training('stylegan2', args, build, prepare, lazy)
     if job.over:
         return job.trained
-    run, G, D, E, device = job.run, job.G, job.D, job.E, job.device
+    run, G, D, E = job.run, job.G, job.D, job.E
     run.say(choice(args))
 
-    # This rank's batch: filled in place, because a CUDA graph reads these tensors.
+    # This rank's batches: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
-    x = torch.zeros(n, 3, args.res, args.res, device=device).to(memory_format=torch.channels_last)
-    z = torch.zeros(n, job.z_dim, device=device)
-    y, y_fake = [], []                                        # [classes [n]] of conditional networks, else []
+    x = torch.zeros(n, 3, args.res, args.res, device=job.device)
+    x = x.to(memory_format=torch.channels_last)
+    z = torch.zeros(n, job.z_dim, device=job.device)
+    y, y_fake = [], []                                # empty lists, or one tensor [n] each with --cond
     if args.classes:
-        y = [torch.zeros(n, device=device, dtype=torch.int64)]
-        y_fake = [torch.zeros(n, device=device, dtype=torch.int64)]
+        y = [torch.zeros(n, device=job.device, dtype=torch.int64)]
+        y_fake = [torch.zeros(n, device=job.device, dtype=torch.int64)]
 
     def draw_latents(rng):
         z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
-        for labels in y_fake:
-            labels.copy_(trainer.balanced(rng, args.batch, args.classes))
+        for classes in y_fake:
+            classes.copy_(trainer.balanced(rng, args.batch, args.classes))
 
     def context():
-        return loop.autocast(args, device)
+        return loop.autocast(args, job.device)
 
-    def rows(tensors, part):
-        return [tensor[part] for tensor in tensors]
-
-    # A regulariser has an Adam step of its own, or is a term of the loss.
+    # A regulariser has an Adam step of its own every few steps, or is a term of the loss.
     r1_apart = bool(args.r1) and args.r1_every > 1
     pl_apart = bool(args.pl) and args.pl_every > 1
 
-    def g_step(part):                                                              # Eq. 3, Eq. 4
-        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *rows(y_fake, part), ada=job.ada)
+    def d_step(part):                                                  # Eq. 5 and Eq. 6
+        with context():
+            fake = G.net(z[part], *take(y_fake, part))                 # [n, 3, H, W]
+            r1 = 0 if r1_apart else args.r1
+            return gan.d_loss(D.net, x[part], fake, args, job.sums,
+                              *take(y + y_fake, part), ada=job.ada, lecam=job.lecam, r1=r1)
+
+    def g_step(part):                                                  # Eq. 3 and Eq. 4
+        loss = gan.g_loss(G.net, D.net, z[part], args, job.sums, context, *take(y_fake, part), ada=job.ada)
         if args.pl and not pl_apart:
             loss = loss + pl_step(part)
         return loss
 
-    def pl_step(part):
-        half = slice(part.start, (part.start + part.stop + 1) // 2)   # of the images, as in the original
-        with context():
-            w, G2 = G.net.split(z[half], *rows(y_fake, half), cut=1)               # w [N, layers, dim]
-            return args.pl_every * job.sums.add(R_pl=job.pl(G2, w))
-
-    def d_step(part):                                                              # Eq. 5, Eq. 6
-        with context():
-            fake = G.net(z[part], *rows(y_fake, part))
-            return gan.d_loss(D.net, x[part], fake, args, job.sums, *rows(y, part), *rows(y_fake, part),
-                              ada=job.ada, lecam=job.lecam, r1=0 if r1_apart else args.r1)
-
     def r1_step(part):
-        real = x[part].detach().requires_grad_(True)
         with context():
-            logits = D.net(gan.draw(args, real, job.ada)(real), *rows(y, part))    # [N]
-            if job.ada:
-                job.ada.add(real=logits)
-            return args.r1_every * args.r1 * job.sums.add(R_1=losses.r1(logits, real))
+            return r1_loss(job, x[part], take(y, part))
+
+    def pl_step(part):
+        half = slice(part.start, (part.start + part.stop + 1) // 2)    # as in the official code
+        with context():
+            return pl_loss(job, z[half], take(y_fake, half))
 
     phases = [(G, g_step), (D, d_step)]
     if pl_apart:
@@ -306,17 +419,18 @@ def main(args):
     reals = job.reals()
     mining = args.transfer == 'minegan'
     for step in run.iterations(job.nets, job.sums, job.state):
-        if mining and step > args.mine_steps:                  # MineGAN's second stage trains all of G
-            G.freeze(())
+        if mining and step > args.mine_steps:
+            G.freeze(())                                               # MineGAN, stage 2: train all of G
             mining = False
 
         # Algorithm 2: train the generator (first, as in the official code)
-        draw_latents(loop.rng(args.seed, 'G', step))
+        rng = loop.rng(args.seed, 'G', step)
+        draw_latents(rng)
         G.update(g_step, parts)
-        if pl_apart and (step - 1) % args.pl_every == 0:
-            draw_latents(loop.rng(args.seed, 'pl', step))
-            G.update(pl_step, parts)
         if args.pl and (step - 1) % args.pl_every == 0:
+            if pl_apart:
+                draw_latents(loop.rng(args.seed, 'pl', step))
+                G.update(pl_step, parts)
             job.pl.step(loop.mean_over_ranks)
 
         # Algorithm 2: train the discriminator
@@ -329,13 +443,13 @@ def main(args):
                 classes.copy_(labels)
             draw_latents(rng)
             D.update(d_step, parts)
-            job.after_d_update()
+            job.after_d_update()                                       # LeCam's anchors
         if r1_apart and (step - 1) % args.r1_every == 0:
             D.update(r1_step, parts)
 
         E.track(G, decay(args, step))
-        job.after_step()                                       # p of ADA
-        job.observe()                                          # log, grid, score
+        job.after_step()                                               # p of ADA
+        job.observe()                                                  # log, grid, score
     return job.finish()
 
 

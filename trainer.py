@@ -4,7 +4,7 @@ Use (train_sngan.py shows all of it):
     p = trainer.parser(__doc__)
     everyday, experiments = trainer.add_flags(p, PRESETS)
     args = trainer.parse(p, argv, PRESETS, 'paper')
-    job = trainer.Training('sngan', args, build)                          # data, G, D, E; resumed
+    job = trainer.Training('sngan', args, build)                       # data, G, D, E; resumed
     for step in job.run.iterations(job.nets, job.sums, job.state): ...
     return job.finish()
 
@@ -31,34 +31,34 @@ import metrics
 import prune
 from data import images
 
-GROUPS = 'data', 'networks', 'training', 'image augmentation', 'AdvAug', 'regularisers', 'scores', 'run'
-SLIM = 1e-4                                  # the weight of Liu et al. 2017; the paper gives none
-TOO_FEW_IMAGES = 6                           # fewer have no two halves with a covariance
+GROUPS = ('data', 'networks', 'training', 'image augmentation',
+          'AdvAug', 'regularisers', 'scores', 'run')
+SLIM = 1e-4                                   # the weight of Liu et al. 2017; the paper gives none
+TOO_FEW_IMAGES = 6                            # fewer have no two halves with a covariance
 
 
 # ---- flags
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and the default behind every flag that has one."""
-
-    def _get_help_string(self, action):
-        shown = action.default not in (None, argparse.SUPPRESS) and not isinstance(action.default, bool)
-        named = '(default' in action.help
-        return action.help if named or not shown else f'{action.help} (default: %(default)s)'
-
-
 def parser(description):
     """An argument parser for a script with this docstring."""
-    return argparse.ArgumentParser(description=description, usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
-                                   allow_abbrev=False, formatter_class=HelpFormatter)
+    return argparse.ArgumentParser(
+        description=description,
+        usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
+        epilog='A preset replaces some of the defaults above.  Every run prints the values that it uses.',
+        allow_abbrev=False,
+        formatter_class=metrics.HelpFormatter)
 
 
 def add_flags(p, presets):
-    """Add the flags of every training script; returns two dicts {title of GROUPS: argument group} for further flags.
+    """Add the flags of every training script; returns two dicts {title of GROUPS: argument group}.
 
-    The first dict is of the flags that people use first, the second of the others, which are for experiments."""
-    first = {title: p.add_argument_group(title) for title in GROUPS}
-    rest = {title: p.add_argument_group(f'for experiments: {title}') for title in GROUPS}
+    The first dict has the groups of everyday flags, the second those of flags for experiments.  A script adds
+    its own flags to these groups."""
+    first, rest = {}, {}
+    for title in GROUPS:
+        first[title] = p.add_argument_group(title)
+    for title in GROUPS:
+        rest[title] = p.add_argument_group(f'for experiments: {title}')
 
     images.add_flags(first['data'], rest['data'])
     add_network_flags(first['networks'], rest['networks'], presets)
@@ -75,21 +75,25 @@ def add_flags(p, presets):
 def add_network_flags(group, experiments, presets):
     """The flags that say which networks are trained."""
     a = group.add_argument
-    a('--preset', choices=presets, help='defaults for the flags (default: chosen by --data)')
-    a('--mask', metavar='TICKET', help='ticket.pt of find_ticket.py: start from its initial weights under its masks')
-    a('--init-from', metavar='CKPT', help='take the weights (nothing else) from this checkpoint')
+    a('--preset', choices=presets, help='recipe: defaults of many flags at once (default: chosen by --data)')
+    a('--mask', metavar='TICKET',
+      help='ticket.pt of find_ticket.py: start from its initial weights, and keep its pruned weights at 0')
+    a('--init-from', metavar='CKPT', help='last.pt of a run: start from its weights, and take nothing else')
     a = experiments.add_argument
     a('--ch-g', type=int, help="channels of G (default: the ticket's, else the published ones)")
     a('--ch-d', type=int, help="channels of D (default: the ticket's, else the published ones)")
-    a('--small-dense', metavar='TICKET', help='dense networks, so narrow that they have as many weights as this ticket')
-    a('--reinit', action='store_true', default=None, help="other initial weights than the ticket's under its masks")
+    a('--small-dense', metavar='TICKET',
+      help='dense networks, so narrow that they have as many weights as this ticket has left')
+    a('--reinit', action='store_true', default=None,
+      help="with --mask: fresh random weights under the ticket's masks")
 
 
 def add_training_flags(group, experiments):
     """The flags of batches, Adam and the average of G."""
     a = group.add_argument
     a('--batch', type=int, default=64, help='real images per D update, all ranks together')
-    a('--batch-gpu', type=int, help='micro-batch of one rank; gradients are accumulated (default: batch / ranks)')
+    a('--batch-gpu', type=int,
+      help='images that a rank takes at a time; gradients are added up (default: batch / ranks)')
     a('--lr-g', type=float, default=2e-4, help='learning rate of G')
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
     a = experiments.add_argument
@@ -97,12 +101,13 @@ def add_training_flags(group, experiments):
     a('--betas', type=float, nargs=2, default=[0., .9], metavar='B', help="Adam's decays of the two moments")
     a('--adam-eps', type=float, default=1e-8, help="Adam's epsilon")
     a('--ema', type=float, default=.999, help='decay of the averaged generator, per G update')
-    a('--ema-start', type=int, default=0, help='steps up to which the average is G itself')
-    a('--sync-bn', action='store_true', help="G's batch statistics over all ranks, not per rank (micro-batches: each)")
+    a('--ema-start', type=int, default=0, help='steps during which the averaged generator is a copy of G')
+    a('--sync-bn', action='store_true',
+      help="G's batch norms see the images of all ranks together (of one micro-batch at a time)")
     a('--d-pass', choices=['joint', 'separate'], default='joint',
-      help='separate: reals and fakes pass D one after the other, each with its own power iteration, as released')
+      help='joint: reals and fakes pass D together; separate: one after the other, as released')
     a('--slim', type=float, nargs='?', const=SLIM, metavar='WEIGHT',
-      help=f"L1 of G's batch-norm scales, for network slimming (default weight: {SLIM:g})")
+      help=f"network slimming: L1 of G's batch-norm scales (default weight: {SLIM:g})")
 
 
 def add_score_flags(group, experiments):
@@ -110,12 +115,15 @@ def add_score_flags(group, experiments):
     group.add_argument('--eval-every', type=int, help='steps between scores (default: at the end)')
     a = experiments.add_argument
     a('--eval-samples', type=int, default=10000, help='generated images per score')
-    a('--eval-repeats', type=int, default=3, help="sets of z per score (the paper's +- is over three)")
+    a('--eval-repeats', type=int, default=3, help='sets of z per score, whose spread is its +- (paper: 3)')
 
 
 def parse(p, argv, presets, preset):
-    """The flags with the defaults of --preset (else of `preset`) and of --protocol; exits 2 on contradictions."""
-    preset = p.parse_known_args(argv)[0].preset or preset
+    """The flags, with the defaults of --preset (else of `preset`) and of --protocol.
+
+    Exits 2 on flags that are out of range or contradict each other."""
+    typed, _ = p.parse_known_args(argv)
+    preset = typed.preset or preset
     p.set_defaults(preset=preset, **presets[preset])
     metrics.protocol_defaults(p, argv)
     args = p.parse_args(argv)
@@ -128,7 +136,8 @@ def parse(p, argv, presets, preset):
         if sentence:
             loop.refuse(sentence)
     if args.reinit and (args.init_from or not args.mask):
-        loop.refuse('--reinit draws other weights for the masks of a ticket: give --mask TICKET and no --init-from')
+        loop.refuse('--reinit draws other weights for the masks of a ticket: '
+                    'give --mask TICKET and no --init-from')
     if args.slim is not None and not 0 < args.slim < float('inf'):
         loop.refuse(f'{loop.flag(args, "slim")} is not a positive number')
     return args
@@ -144,13 +153,15 @@ def check_training_flags(args):
         if not 0 < getattr(args, name) < float('inf'):
             loop.refuse(f'{loop.flag(args, name)} is not a positive number')
 
+    # A batch is divided over the ranks, and the share of a rank over its micro-batches.
     ranks = loop.world()[1]
     for name in ('batch', 'g_batch'):
-        if name not in args:                                   # --g-batch is SNGAN's alone
+        if name not in args:                          # --g-batch is SNGAN's alone
             continue
-        share = getattr(args, name) // ranks
-        if getattr(args, name) % ranks:
-            loop.refuse(f'{loop.flag(args, name)} does not divide over {ranks} ranks: use a multiple of {ranks}')
+        share, rest = divmod(getattr(args, name), ranks)
+        if rest:
+            loop.refuse(f'{loop.flag(args, name)} does not divide over {ranks} ranks: '
+                        f'use a multiple of {ranks}')
         if args.batch_gpu and share % args.batch_gpu:
             loop.refuse(f'{loop.flag(args, "batch_gpu")} does not divide the {share} images of a rank '
                         f'({loop.flag(args, name)}): use a divisor of it')
@@ -163,7 +174,8 @@ def check_training_flags(args):
         loop.refuse(f'{loop.flag(args, "ema_start")} {loop.flag(args, "adam_eps")}: use values from 0 on')
 
     if args.graph and (args.aug == 'ada' or args.lecam):
-        loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, leave it out')
+        loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
+                    'leave it out')
     if args.graph and args.sync_bn:
         loop.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
                     'leave one out')
@@ -180,14 +192,15 @@ def ticket_flag(args):
 
 def read_ticket(args):
     """The ticket of --mask or of --small-dense; exits 2 where it is none."""
-    return loop.read(args.mask or args.small_dense, ticket_flag(args), 'model', 'args', 'init', 'mask', 'data')
+    path = args.mask or args.small_dense
+    return loop.read(path, ticket_flag(args), 'model', 'args', 'init', 'mask', 'data')
 
 
 def adopt(args, given, model, build, **defaults):
     """Complete the flags that shape the networks; returns args.
 
-    given: the flags before any preset.  build(args) -> G, D.  defaults: {flag: value}, where nothing else says it.
-    A flag is as typed, else as in the ticket or in --init-from, else as in the preset, else the default.
+    given: the flags as typed, before any preset.  build(args) -> G, D.  defaults: {flag: its last default}.
+    A flag is as typed, else as in the ticket or in --init-from, else as in the preset, else the last default.
     Exits 2 where networks of this shape fit neither the ticket nor a cut."""
     if args.small_dense:
         for name in ('mask', 'ch_g', 'ch_d'):
@@ -195,23 +208,27 @@ def adopt(args, given, model, build, **defaults):
                 loop.refuse(f'--small-dense {args.small_dense} finds the widths of dense networks: leave out '
                             f'{loop.flag(given, name)}')
 
-    ticket = read_ticket(args) if args.mask or args.small_dense else None
-    if ticket and ticket['model'] != model:
-        loop.refuse(f"{ticket_flag(args)} is a ticket of {ticket['model']}: use train_{ticket['model']}.py")
-    origin = ticket
-    if args.init_from and not ticket:
+    # The origin is the file whose shapes are taken over: a ticket, else a checkpoint.
+    ticket = origin = None
+    if args.mask or args.small_dense:
+        ticket = origin = read_ticket(args)
+        if ticket['model'] != model:
+            loop.refuse(f"{ticket_flag(args)} is a ticket of {ticket['model']}: "
+                        f"use train_{ticket['model']}.py")
+    elif args.init_from:
         origin = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     for name, default in defaults.items():
         setattr(args, name, shape_flag(args, given, name, default, origin, ticket))
 
+    # The networks are built without weights to see whether they fit.
     try:
         if args.small_dense:
             args.ch_g, args.ch_d = narrow_widths(args, ticket['mask'], build)
-        nets = dict(zip('GD', without_weights(build, args)))
+        G, D = without_weights(build, args)
     except ValueError as e:
         loop.refuse(f'--{e}')
-    check_networks(args, model, nets, ticket)
-    args.ch_g, args.ch_d = nets['G'].ch, nets['D'].ch
+    check_networks(args, model, {'G': G, 'D': D}, ticket)
+    args.ch_g, args.ch_d = G.ch, D.ch
     return args
 
 
@@ -221,15 +238,16 @@ def shape_flag(args, given, name, default, origin, ticket):
     origin: the ticket or checkpoint whose shapes are taken over, or None."""
     typed = getattr(given, name, None)
     if origin is None:
-        own = getattr(args, name)                              # of the preset
+        own = getattr(args, name)                     # of the preset
     elif name in origin['args']:
         own = default = origin['args'][name]          # None counts: a group of None is the whole batch
     else:
-        own = None                                             # the file is older than the flag
+        own = None                                    # the file is older than the flag
 
-    if ticket and isinstance(typed, bool) and typed != own:    # the shapes would not tell
-        loop.refuse(f"--{'' if typed else 'no-'}{name.replace('_', '-')}: the network of {ticket_flag(args)} is "
-                    'another, leave it out')
+    # A switch that differs is refused here, because it need not change the shape of a tensor.
+    if ticket and isinstance(typed, bool) and typed != own:
+        switch = ('' if typed else 'no-') + name.replace('_', '-')
+        loop.refuse(f'--{switch}: the network of {ticket_flag(args)} is another, leave it out')
     for value in (typed, own):
         if value is not None:
             return value
@@ -239,12 +257,13 @@ def shape_flag(args, given, name, default, origin, ticket):
 def check_networks(args, model, nets, ticket):
     """Exit 2 where the networks {G, D} fit neither --slim, nor the cuts, nor the ticket."""
     if args.slim and not hasattr(nets['G'], 'slimmable'):
-        loop.refuse(f'{loop.flag(args, "slim")}: network slimming needs batch norms with scales of their own, which G '
-                    f"of {model} does not have (BigGAN's depend on the class): take sngan")
+        loop.refuse(f'{loop.flag(args, "slim")}: network slimming needs batch norms with scales of their '
+                    f"own, which G of {model} does not have (BigGAN's depend on the class): take sngan")
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
-            loop.refuse(f'{loop.flag(args, cut)} is not one of its {net.cuts} stages: use -{net.cuts} to {net.cuts}')
+            loop.refuse(f'{loop.flag(args, cut)} is not one of its {net.cuts} stages: '
+                        f'use -{net.cuts} to {net.cuts}')
         if args.mask:
             sentence = prune.mismatch(net, ticket['init'][name], ticket['mask'][name])
             if sentence:
@@ -252,28 +271,36 @@ def check_networks(args, model, nets, ticket):
                             'leave out --ch-g, --ch-d and --res, the ticket has its own')
 
 
+def with_flags(args, **other):
+    """A copy of the flags, in which some are others."""
+    return argparse.Namespace(**{**vars(args), **other})
+
+
 def without_weights(build, args, **other):
     """G, D of these flags with shapes and no weights; other: flags that differ."""
     with torch.device('meta'):
-        return build(argparse.Namespace(**{**vars(args), **other}))
+        return build(with_flags(args, **other))
 
 
 def narrow_widths(args, masks, build):
-    """ch_g and ch_d of dense networks that have as many parameters as those of args have under the masks {G, D}."""
+    """ch_g, ch_d of dense networks with as many parameters as those of args have under the masks {G, D}."""
     found = []
-    for i, (name, width_flag) in enumerate((('G', 'ch_g'), ('D', 'ch_d'))):
+    for i, name in enumerate('GD'):
+        width_flag = f'ch_{name.lower()}'
         size = functools.cache(functools.partial(parameters_at_width, args, build, i, width_flag))
         ch = getattr(args, width_flag)
-        goal = size(ch) - sum(int((~mask).sum()) for mask in masks[name].values())
-        found.append(nearest_width(size, goal, ch))
+        n_pruned = sum(int((~mask).sum()) for mask in masks[name].values())
+        goal = size(ch) - n_pruned
+        width = nearest_width(size, goal, ch)
+        found.append(width)
         if loop.world()[0] == 0:
             print(f'--small-dense {args.small_dense}: {name} has {goal:,} weights in the ticket and '
-                  f'{size(found[-1]):,} with --{width_flag.replace("_", "-")} {found[-1]} ({ch} in the ticket)')
+                  f'{size(width):,} with --{width_flag.replace("_", "-")} {width} ({ch} in the ticket)')
     return found
 
 
 def parameters_at_width(args, build, i, width_flag, ch):
-    """The number of parameters of G (i = 0) or D (i = 1) with `ch` channels; 0 where it does not go so narrow."""
+    """The number of parameters of G (i = 0) or D (i = 1) with `ch` channels; 0 where none is so narrow."""
     try:
         net = without_weights(build, args, **{width_flag: ch})[i]
     except ValueError:
@@ -284,13 +311,16 @@ def parameters_at_width(args, build, i, width_flag, ch):
 def nearest_width(size, goal, top):
     """The width up to `top` whose size(width) is closest to `goal`; size grows with the width.
 
-    A multiple of 8 is taken, for its speed, where one is within 1 % of the goal, else a multiple of 4, 2 or 1."""
-    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)            # the first that is large enough
+    A multiple of 8 is taken if one is within 1 % of the goal, because it is fast, else one of 4, 2 or 1."""
+    def distance(ch):
+        return abs(size(ch) - goal)
+
+    enough = 1 + bisect.bisect_left(range(1, top), goal, key=size)     # the first that is large enough
     for step in (8, 4, 2, 1):
-        above = -(-enough // step) * step
+        above = -(-enough // step) * step                              # rounded up
         below = max(above - step, step)
-        ch = min((below, above), key=lambda ch: abs(size(ch) - goal))
-        if abs(size(ch) - goal) <= .01 * goal:
+        ch = min((below, above), key=distance)
+        if distance(ch) <= .01 * goal:
             break
     return ch
 
@@ -302,16 +332,17 @@ def initial_networks(args, build):
     seed = args.seed
     if args.reinit:
         seed = int(loop.rng(args.seed, 'reinit').integers(2 ** 31))
-    G, D = build(argparse.Namespace(**{**vars(args), 'seed': seed}))
-    masks, hashes = {'G': {}, 'D': {}}, {}
+    G, D = build(with_flags(args, seed=seed))
+    masks = {'G': {}, 'D': {}}
+    hashes = {}
 
     if args.mask:
         ticket = read_ticket(args)
+        masks = ticket['mask']                        # flat.py applies them, in every update
         if not args.reinit:
             G.load_state_dict(ticket['init']['G'])
             D.load_state_dict(ticket['init']['D'])
-        masks = ticket['mask']                                 # flat.py applies them, in every update
-        hashes['mask_hash'] = loop.digest({'init': ticket['init'], 'mask': ticket['mask']})
+        hashes['mask_hash'] = loop.digest({'init': ticket['init'], 'mask': masks})
 
     if args.init_from:
         weights = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
@@ -327,35 +358,47 @@ def initial_networks(args, build):
 # ---- data
 
 def load_data(args):
-    """The data set of the flags (images.load); prints what it is with --check-data; exits 2 where it cannot be used."""
+    """The data set of the flags (images.load); with --check-data its report is printed.
+
+    Exits 2 on data that cannot be used."""
     conditional = bool(getattr(args, 'classes', None))
-    data = images.load(args.data, args.root, args.frac, args.data_seed, args.subset, args.holdout, args.ref, args.res,
-                       args.crop, args.strict, plain=conditional)
+    data = images.load(args.data, args.root,
+                       args.frac, args.data_seed, args.subset, args.holdout, args.ref,
+                       args.res, args.crop, args.strict,
+                       plain=conditional)
     if conditional:
         check_classes(args, data)
     if args.check_data:
         if loop.world()[0] == 0:
             print('\n'.join(data.report))
     elif args.out and os.path.isdir(args.data) and lies_in(args.out, args.data):
-        loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, name another place')
+        loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, '
+                    'name another place')
     return data
 
 
 def check_classes(args, data):
-    """Exit 2 where a class has no training image; add the numbers of images per class to the report of the data."""
+    """Exit 2 where a class has no training image; add the number of images per class to the report."""
     counts = data.labels.bincount(minlength=len(data.classes)).tolist()
-    empty = [name for name, count in zip(data.classes, counts) if not count]
+    named_counts = list(zip(data.classes, counts))
+    empty = [name for name, count in named_counts if not count]
     if empty:
         loop.refuse(f'--data {args.data} --frac {args.frac} --subset {args.subset}: nothing to train on in '
-                    f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it unreadable, held "
-                    'out or not in the share; change these, or take SNGAN, which has no classes')
-    words = [f'{c} {name} ({count})' for c, (name, count) in enumerate(zip(data.classes, counts))]
-    data.report.append('classes: ' + ', '.join(words[:20]) + (' ...' if len(words) > 20 else ''))
+                    f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it "
+                    'unreadable, held out or not in the share; change these, '
+                    'or take SNGAN, which has no classes')
+
+    words = [f'{c} {name} ({count})' for c, (name, count) in enumerate(named_counts)]
+    line = 'classes: ' + ', '.join(words[:20])
+    if len(words) > 20:
+        line += ' ...'
+    data.report.append(line)
 
 
 def lies_in(path, folder):
     """Whether a path is a folder, or lies below it."""
-    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    path = os.path.realpath(path)
+    folder = os.path.realpath(folder)
     return os.path.commonpath((path, folder)) == folder
 
 
@@ -371,7 +414,11 @@ def grid_rows(labels, classes):
     if not classes:
         return fixed_rows(len(labels), 64)
     rows = fixed_rows(len(labels), len(labels))
-    return np.concatenate([np.resize(rows[labels[rows] == c], 8) for c in loop.shown(classes)])
+    shown = []
+    for c in loop.shown(classes):
+        of_class = rows[labels[rows] == c]
+        shown.append(np.resize(of_class, 8))
+    return np.concatenate(shown)
 
 
 def proportional(labels, n, seed):
@@ -395,37 +442,44 @@ class Training:
 
     build(args) -> G, D of the seed.
     prepare(G, D) -> {G, D: names of parameters that stay as they are}, for transfer.
-    lazy: {G, D: c}, where a regulariser has an Adam step of its own every k steps: c = k / (k + 1) scales the learning
-    rate and the exponents of the betas (Karras et al. 2020, appendix B).
+    lazy: {G, D: c}, where a regulariser has an Adam step of its own every k steps: c = k / (k + 1) scales the
+    learning rate and the exponents of the betas (Karras et al. 2020, appendix B).
 
-    After construction the training continues where last.pt ends.  `over` says that nothing is left to do, and `trained`
-    is the result then.  Exits 2 on what the flags and the data do not allow."""
+    After construction the training continues where last.pt ends.  `over` says that nothing is left to do, and
+    `trained` is the result then.  Exits 2 on what the flags and the data do not allow."""
 
-    def __init__(self, model, args, build, prepare=lambda G, D: {}, lazy=None):
-        self.args, self.device = args, loop.launch(args)
+    def __init__(self, model, args, build, prepare=None, lazy=None):
+        self.args = args
+        self.device = loop.launch(args)
         self.data = load_data(args)
         self.over, self.trained = args.check_data, None
         if self.over:
             return
 
-        extractor, names = metrics.from_args(args, self.device)       # exits 2 before a network is built
+        extractor, names = metrics.from_args(args, self.device)        # exits 2 before a network is built
         if args.metrics == 'auto' and extractor and self.data.ref is self.data.images:
-            names = [*names, 'copy']                           # such a reference rewards copying
+            names = [*names, 'copy']                  # a reference of training images rewards copying
         check_with_data(args, self.data, extractor, names)
 
         G, D, self.masks, hashes = initial_networks(args, build)
-        with loop.seeded(args.seed):                           # MineGAN's miner is drawn
-            frozen = prepare(G, D)
+        frozen = {}
+        if prepare:
+            with loop.seeded(args.seed):              # MineGAN's miner is drawn
+                frozen = prepare(G, D)
         self.classes, self.z_dim = getattr(G, 'classes', 0), G.z_dim
-        self.run = loop.Run(model, args, args.batch * args.d_steps, data_fingerprint=self.data.fingerprint, **hashes)
+
+        reals_per_step = args.batch * args.d_steps
+        self.run = loop.Run(model, args, reals_per_step, data_fingerprint=self.data.fingerprint, **hashes)
         self.describe_data()
         self.flatten(G, D, frozen, lazy or {})
         self.sums = loop.Sums(self.device, *gan.SUMS)
         self.stateful = stateful_parts(args, self.device)
-        self.ada, self.lecam, self.pl = (self.stateful.get(name) for name in ('ada', 'lecam', 'pl'))
+        self.ada = self.stateful.get('ada')
+        self.lecam = self.stateful.get('lecam')
+        self.pl = self.stateful.get('pl')
 
-        # A run resumes here: networks, moments and step by loop.Run.restore, then ADA's p, LeCam's anchors and the mean
-        # of the path length.  The position in the data follows from the step (`reals`).
+        # A run resumes here: networks, moments and step by loop.Run.restore, then ADA's p, LeCam's anchors
+        # and the mean of the path length.  The position in the data follows from the step (`reals`).
         saved = self.run.restore(self.nets, self.sums)
         for name, part in self.stateful.items():
             if name in saved:
@@ -436,13 +490,13 @@ class Training:
             self.run.say(f'{self.run.out}: finished at step {self.run.step}')
             return
 
-        self.held = None                                       # batches of held-out images, for ADA's r_v
+        self.held = None                              # batches of held-out images, for ADA's r_v
         if args.aug == 'ada' and args.ada_heuristic == 'rv':
             self.held = self.batches(self.data.holdout, self.data.holdout_labels, self.run.step)
         self.observer = Observer(self, extractor, names)
         if self.run.step == 0:
             self.observer.draw_grid()
-        self.observer.score_if_due()                           # an evaluation that was cut off
+        self.observer.score_if_due()                  # an evaluation that was cut off
 
     def flatten(self, G, D, frozen, lazy):
         """G, D and the average E as flat networks on the device, with Adam for G and D."""
@@ -453,30 +507,37 @@ class Training:
         for net in (G, D, E):
             net.to(device=self.device, memory_format=torch.channels_last)
 
+        # Karras et al. 2020, appendix B: Adam of a lazily regularised network
         c_g, c_d = lazy.get('G', 1.), lazy.get('D', 1.)
+        betas_g = [beta ** c_g for beta in args.betas]
+        betas_d = [beta ** c_d for beta in args.betas]
+
         adam = {'eps': args.adam_eps, 'graph': args.graph}
-        self.G = flat.Flat(G, args.lr_g * c_g, [beta ** c_g for beta in args.betas], masks=self.masks['G'], **adam)
-        self.D = flat.Flat(D, args.lr_d * c_d, [beta ** c_d for beta in args.betas], masks=self.masks['D'],
-                           share_sn=args.d_pass == 'joint', **adam)
+        share_sn = args.d_pass == 'joint'             # released: a power iteration for each pass of D
+        self.G = flat.Flat(G, args.lr_g * c_g, betas_g, masks=self.masks['G'], **adam)
+        self.D = flat.Flat(D, args.lr_d * c_d, betas_d, masks=self.masks['D'], share_sn=share_sn, **adam)
         self.E = flat.Flat(E, masks=self.masks['G'])
         self.nets = {'G': self.G, 'D': self.D, 'E': self.E}
         for name, names in frozen.items():
             self.nets[name].freeze(names)
 
     def describe_data(self):
-        """Write reals.png and subset.json; print what the data are, and whether a ticket was found on others."""
+        """Write reals.png and subset.json; print the report, and whether the ticket is of other images."""
         run, args, data = self.run, self.args, self.data
         for line in data.report:
             run.say(line)
         if args.mask:
             found_on = read_ticket(args)['data']
             if found_on not in (None, data.fingerprint):
-                run.say(f'--mask {args.mask} was found on other images ({found_on}) than these ({data.fingerprint}): '
-                        'the paper finds and trains a ticket on the same ones')
-        if run.rank == 0:
-            images.save_grid(run.path('reals.png'), data.images[grid_rows(data.labels.numpy(), self.classes)])
-            loop.write_json(run.path('subset.json'), {'data': data.name, 'of': data.total, 'classes': data.classes,
-                                                      'fingerprint': data.fingerprint, 'index': data.index})
+                run.say(f'--mask {args.mask} was found on other images ({found_on}) than these '
+                        f'({data.fingerprint}): the paper finds and trains a ticket on the same ones')
+        if run.rank:
+            return
+        rows = grid_rows(data.labels.numpy(), self.classes)
+        images.save_grid(run.path('reals.png'), data.images[rows])
+        loop.write_json(run.path('subset.json'), {
+            'data': data.name, 'of': data.total, 'classes': data.classes,
+            'fingerprint': data.fingerprint, 'index': data.index})
 
     def state(self):
         """{name: state} of ADA's controller, LeCam's anchors and the path-length mean, for checkpoints."""
@@ -487,8 +548,9 @@ class Training:
         return (x, y.to(self.device)) if self.classes else (x,)
 
     def reals(self):
-        """Yield uint8 images [n, 3, H, W] and classes [n] of this rank, from the run's position in the data on."""
-        return self.batches(self.data.images, self.data.labels, self.run.step * self.args.d_steps)
+        """Yield uint8 images [n, 3, H, W] and classes [n] of this rank, from where the run is in the data."""
+        first_batch = self.run.step * self.args.d_steps
+        return self.batches(self.data.images, self.data.labels, first_batch)
 
     def batches(self, x, labels, start):
         """As `reals`, of any images, from the batch number `start` on."""
@@ -497,8 +559,10 @@ class Training:
 
         def indices():
             for k in itertools.count(start):
-                yield loop.of_this_rank(loop.order(len(labels), k * size, size, seed))
+                whole = loop.order(len(labels), k * size, size, seed)  # [batch]
+                yield loop.of_this_rank(whole)                         # [n]
 
+        # Two equal streams of indices: one is read ahead for the images, the other picks the classes.
         for index, batch in zip(indices(), images.feed(x, indices(), self.device)):
             yield batch, labels[torch.as_tensor(index, device=self.device)]
 
@@ -512,11 +576,12 @@ class Training:
         """p of ADA changes here (augment.Controller.adjust), after the updates of a step."""
         if not self.ada:
             return
-        if self.held:                                          # r_v needs D on held-out images, too
+        if self.held:                                 # r_v needs D on held-out images, too
             x, y = next(self.held)
-            x = images.batch(x)
-            D = self.D.net.eval()                              # no power iteration
-            self.ada.add(held=D(*self.inputs(gan.draw(self.args, x, self.ada)(x), y)))
+            x = images.batch(x)                                        # [n, 3, H, W]
+            T = gan.draw(self.args, x, self.ada)
+            D = self.D.net.eval()                     # no power iteration
+            self.ada.add(held=D(*self.inputs(T(x), y)))
             D.train()
         self.ada.adjust(self.run.step, loop.mean_over_ranks)
 
@@ -534,8 +599,11 @@ def stateful_parts(args, device):
     """{'ada', 'lecam', 'pl': object} of those that the flags ask for; a checkpoint must hold their states."""
     parts = {}
     if args.aug == 'ada':
-        parts['ada'] = augment.Controller(args.batch * args.d_steps, args.ada_heuristic, args.ada_target,
-                                          args.ada_kimg, args.ada_interval, args.ada_pmax, args.ada_p, device)
+        parts['ada'] = augment.Controller(
+            args.batch * args.d_steps,
+            args.ada_heuristic, args.ada_target,
+            args.ada_kimg, args.ada_interval, args.ada_pmax, args.ada_p,
+            device)
     if args.lecam:
         parts['lecam'] = losses.LeCam(args.lecam, args.lecam_start, args.lecam_decay, args.lecam_form, device)
     if getattr(args, 'pl', 0):
@@ -546,8 +614,8 @@ def stateful_parts(args, device):
 def check_with_data(args, data, extractor, names):
     """Exit 2 where the scores `names` or ADA cannot be had on these data."""
     if extractor and min(len(data.ref), len(data.images)) < TOO_FEW_IMAGES:
-        loop.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are too few for '
-                    'scores, give --metrics none')
+        loop.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are '
+                    'too few for scores, give --metrics none')
     if extractor and 'fid' not in names:
         loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:
@@ -570,38 +638,40 @@ def memory_is_short(job):
 
 
 def fit_memory(job, n, phases):
-    """The micro-batch of n images: --batch-gpu or, on a GPU, the largest of n, n / 2, ... for which there is memory.
+    """The micro-batch of n images: --batch-gpu, else on a GPU the largest of n, n / 2, ... that fits in.
 
-    phases: (Flat, f) of every kind of update.  All of them run once without a step of Adam, so that the peak comes now:
-    beside Adam's moments, and with all of ADA's transforms.  What they changed is put back."""
+    phases: (Flat, f) of every kind of update.  All of them run once without a step of Adam, so that the peak
+    comes now: beside Adam's moments, and with all of ADA's transforms.  What they changed is put back."""
     args = job.args
     micro = args.batch_gpu or n
     if args.batch_gpu or not memory_is_short(job):
         return micro
 
-    # What the trial may change: buffers (BN, spectral u and v), the states of ADA, LeCam and path length, the sums.
+    # What the trial may change: sums, buffers (BN, u and v of sigma), states of ADA, LeCam and path length
     tensors = [job.sums.total]
     for net in job.nets.values():
         tensors += net.net.buffers()
     for part in job.stateful.values():
         tensors += [value for value in vars(part).values() if torch.is_tensor(value)]
     before = [(tensor, tensor.clone()) for tensor in tensors]
-    p = job.ada.p if job.ada else None
     if job.ada:
+        p = job.ada.p
         job.ada.p = 1.
 
-    moments = []                                      # as much memory as Adam's, where it has none yet
+    # As much memory as Adam's moments take, where there are none yet
+    moments = []
     for net in (job.G, job.D):
         if not net.adam.state:
             moments += [torch.empty_like(net.w), torch.empty_like(net.w)]
     micro = largest_that_fits(n, phases)
-    micro = -loop.largest_over_ranks([-micro])[0]              # the smallest over ranks
+    micro = -loop.largest_over_ranks([-micro])[0]     # the smallest over ranks
     del moments
 
     for tensor, old in before:
         tensor.copy_(old)
     for net, _ in phases:
-        net.bucket[:len(net.g) + 1] = 0                        # gradients and loss
+        net.g.zero_()
+        net.loss.zero_()
     if job.ada:
         job.ada.p = p
     if job.lecam:
@@ -614,7 +684,9 @@ def fit_memory(job, n, phases):
 
 
 def largest_that_fits(n, phases):
-    """The largest of n, about n / 2, ... that divides n and with which every phase runs; raises OutOfMemoryError."""
+    """The largest of n, about n / 2, ... that divides n and with which every phase runs.
+
+    Raises OutOfMemoryError where there is no memory for one image."""
     micro = n
     while True:
         try:
@@ -625,7 +697,8 @@ def largest_that_fits(n, phases):
         except torch.OutOfMemoryError:
             if micro == 1:
                 raise
-            micro = next(m for m in range(micro // 2, 0, -1) if n % m == 0)
+            divisors = [m for m in range(1, micro // 2 + 1) if n % m == 0]
+            micro = divisors[-1]
             torch.cuda.empty_cache()
 
 
@@ -634,7 +707,8 @@ def largest_that_fits(n, phases):
 class Observer:
     """The log line, the grids of samples and the scores of a training.
 
-    job: Training.  extractor: the network of the scores `names`, or None for no scores (metrics.from_args)."""
+    job: Training.  extractor, names: the network behind the scores, and the scores (metrics.from_args).
+    Without an extractor there are no scores."""
 
     def __init__(self, job, extractor, names):
         self.job, self.extractor, self.names = job, extractor, names
@@ -646,9 +720,10 @@ class Observer:
 
     def watched(self, x, labels):
         """Up to 128 of the uint8 images x, as float and with their classes: what D is watched on."""
-        group = getattr(self.job.args, 'group', None) or 1  # of the minibatch statistic: 17 images are no groups
         rows = fixed_rows(len(x), 128)
-        rows = rows[:len(rows) // group * group or None]
+        group = getattr(self.job.args, 'group', None) or 1             # of D's minibatch standard deviation
+        whole_groups = len(rows) // group * group
+        rows = rows[:whole_groups or None]
         return self.job.inputs(images.batch(x[rows].to(self.job.device)), labels[rows])
 
     def settled(self, batches):
@@ -667,12 +742,12 @@ class Observer:
     def notes(self):
         """For a log line: D on training, held-out and generated images, the sparsities, and ADA's p and r."""
         job = self.job
-        z = loop.latents(range(64), job.z_dim, job.device)
+        z = loop.latents(range(64), job.z_dim, job.device)             # [64, z_dim]
         inputs = job.inputs(z, proportional(job.data.labels, 64, 0))
         with loop.seeded(job.args.seed):
-            samples = self.settled(1)(*inputs)
-            seen = {**self.seen, 'gen': (samples, *inputs[1:])}
-        notes = accuracies(job.D.net, **seen)
+            samples = self.settled(1)(*inputs)                         # [64, 3, H, W]
+            generated = (samples, *inputs[1:])
+        notes = accuracies(job.D.net, **self.seen, gen=generated)
         for name in 'GD':
             notes[f'sparsity_{name}'] = prune.sparsity(job.masks[name])
         if job.ada:
@@ -681,27 +756,28 @@ class Observer:
 
     @torch.no_grad()
     def draw_grid(self):
-        """Write samples/STEP.png, uncurated: seeds 0-63, or seeds 0-7 (columns) of up to ten classes (rows)."""
+        """Write samples/STEP.png, uncurated: seeds 0-63, or seeds 0-7 of each of up to ten classes."""
         job = self.job
         if job.run.rank:
             return
         with job.run.observing():
             seeds, y = loop.panel(job.classes)
+            z = loop.latents(seeds, job.z_dim, job.device)             # [N, z_dim]
             net = self.settled(8)
-            if hasattr(net, 'noise'):                          # StyleGAN2's
+            if hasattr(net, 'noise'):                                  # StyleGAN2's
                 net.noise = 'const'
-            x = net(*job.inputs(loop.latents(seeds, job.z_dim, job.device), y))
+            x = net(*job.inputs(z, y))                                 # [N, 3, H, W]
             images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), metrics.to_uint8(x))
 
     def references(self):
-        """The statistics of the reference, and of two halves: one chooses the best checkpoint, the other reports it.
+        """The statistics of the reference and of its halves: one chooses the best checkpoint, one reports it.
 
         Copies are sought among the training images."""
         args, data = self.job.args, self.job.data
         rows = loop.rng(0, 'halves').permutation(len(data.ref))
         half = len(rows) // 2
         halves = {'choose': rows[:half], 'report': rows[half:]}
-        keep = bool({'kid', 'prdc', 'copy'} & {*self.names})   # scores of single features
+        keep = bool({'kid', 'prdc', 'copy'} & {*self.names})           # scores of single features
         how = {'batch': args.eval_batch, 'keep': keep, 'cache': args.cache}
 
         refs = metrics.references(data.ref, self.extractor, halves, **how)
@@ -714,10 +790,11 @@ class Observer:
     def score_if_due(self):
         """Evaluate where a score falls due and is not there yet.  What fails from here on costs no step."""
         job = self.job
-        if self.extractor and job.run.due('eval') and not has_score(job.run):
-            job.run.save(job.nets, job.sums, job.state)
-            with job.run.observing():
-                self.evaluate()
+        if not self.extractor or not job.run.due('eval') or has_score(job.run):
+            return
+        job.run.save(job.nets, job.sums, job.state)
+        with job.run.observing():
+            self.evaluate()
 
     @torch.no_grad()
     def evaluate(self):
@@ -728,30 +805,37 @@ class Observer:
         def sampler(repeat):
             """batch(a, b) -> the uint8 images a ... b - 1 of a set of z."""
             y = proportional(job.data.labels, args.eval_samples, repeat)
+            first_seed = repeat * 10 ** 6
 
             def batch(a, b):
                 stop_on_signal(job.run)
-                seeds = range(repeat * 10 ** 6 + a, repeat * 10 ** 6 + b)
-                z = loop.latents(seeds, job.z_dim, job.device)
+                z = loop.latents(range(first_seed + a, first_seed + b), job.z_dim, job.device)
                 return metrics.to_uint8(net(*job.inputs(z, y[a:b])))
             return batch
 
         scores = []
-        with loop.seeded(args.seed):                           # StyleGAN2's noise
+        with loop.seeded(args.seed):                                   # StyleGAN2's noise
             for repeat in range(args.eval_repeats):
-                scores.append(metrics.evaluate(sampler(repeat), args.eval_samples, self.extractor, self.refs,
-                                               self.names, args.eval_batch, splits=args.is_splits))
+                scores.append(metrics.evaluate(
+                    sampler(repeat), args.eval_samples,
+                    self.extractor, self.refs, self.names,
+                    args.eval_batch, splits=args.is_splits))
         protocol = {**scores[0]['protocol'], **self.protocol()}
         record_scores(job.run, scores, self.extractor.score, protocol, net, job.masks)
 
     def protocol(self):
         """What metrics.evaluate does not know of how a score is measured."""
         job, args = self.job, self.job.args
-        average = f'{args.ema_kimg:g} kimg' if args.ema is None else args.ema
-        settled = ', BN settled on 64 x 64 z' if job.G.bn_stats.numel() else ''
-        protocol = {'ref': job.data.ref_name, 'frac': args.frac, 'repeats': args.eval_repeats, 'seed': args.seed,
-                    'sparsity': {name: round(prune.sparsity(mask), 4) for name, mask in job.masks.items()},
-                    'generator': f'EMA {average}{settled}'}
+        generator = f'EMA {args.ema}'
+        if args.ema is None:
+            generator = f'EMA {args.ema_kimg:g} kimg'
+        if job.G.bn_stats.numel():
+            generator += ', BN settled on 64 x 64 z'
+
+        sparsity = {name: round(prune.sparsity(mask), 4) for name, mask in job.masks.items()}
+        protocol = {'ref': job.data.ref_name, 'frac': args.frac,
+                    'repeats': args.eval_repeats, 'seed': args.seed,
+                    'sparsity': sparsity, 'generator': generator}
         if job.classes:
             protocol['classes'] = 'as often as in the training images'
         return protocol
@@ -759,14 +843,14 @@ class Observer:
 
 @torch.no_grad()
 def accuracies(D, **seen):
-    """{D_train, acc_train, ...}: the mean logit, and the share judged rightly (gen: as fake, others: as real).
+    """{D_train, acc_train, ...}: the mean logit, and the share judged rightly (gen as fake, others as real).
 
     seen: {name: the arguments of D}, (x,) or (x, y).  D is in eval mode meanwhile."""
     D.eval()
     values = {}
     for name, inputs in seen.items():
-        logits = D(*inputs)                                    # [N]
-        right = (logits > 0) != (name == 'gen')
+        logits = D(*inputs)                                            # [N]
+        right = (logits > 0) != (name == 'gen')                        # [N]
         values[f'D_{name}'] = logits.mean().item()
         values[f'acc_{name}'] = right.float().mean().item()
     D.train()
@@ -775,13 +859,28 @@ def accuracies(D, **seen):
 
 def has_score(run):
     """Whether metrics.jsonl has a line for the step of a run."""
-    return any(record['step'] == run.step for record in loop.read_jsonl(run.path('metrics.jsonl')))
+    records = loop.read_jsonl(run.path('metrics.jsonl'))
+    return any(record['step'] == run.step for record in records)
 
 
 def stop_on_signal(run):
-    """Leave from inside an evaluation, which follows a save.  Several ranks finish it first, to stay together."""
+    """Leave an evaluation, which follows a save.  Several ranks finish the evaluation, to stay together."""
     if loop.STOP and run.ranks == 1:
         run.leave(max(loop.STOP))
+
+
+def columns(scores):
+    """Yield the key, the part of the reference and the values of each score, over the sets of z.
+
+    scores: one dict of metrics.evaluate per set of z.  The part is 'all' where the score has no reference."""
+    for key, value in scores[0].items():
+        if key == 'protocol':
+            continue
+        if isinstance(value, dict):
+            for part in value:
+                yield key, part, np.array([score[key][part] for score in scores])
+        else:
+            yield key, 'all', np.array([score[key] for score in scores])
 
 
 def record_scores(run, scores, name, protocol, net, masks):
@@ -789,30 +888,32 @@ def record_scores(run, scores, name, protocol, net, masks):
 
     scores: one dict of metrics.evaluate per set of z.  name: of the score, such as FID.
     The best is chosen by `choose`, one half of the reference, and reported on the other half."""
-    record, words = {'step': run.step, 'score': name}, []
-    for key in scores[0]:
-        if key == 'protocol':
-            continue
-        several = isinstance(scores[0][key], dict)             # one value per reference
-        for part in scores[0][key] if several else ['all']:
-            values = np.array([score[key][part] if several else score[key] for score in scores])
-            if values.ndim > 1:                                # [sets of z, (mean, spread)], as of IS
-                mean, std = values.mean(0)
-            else:                                              # [sets of z]
-                mean, std = values.mean(), values.std()
-            column = key if part == 'all' else f'{key}_{part}'
-            if key == name:
-                column = part
-            record[column], record[f'{column}_std'] = float(mean), float(std)
-            words.append(f'{key} {mean:.5g} +- {std:.2g} ({part})')
+    record = {'step': run.step, 'score': name}
+    words = []
+    for key, part, values in columns(scores):
+        if values.ndim > 1:                           # [sets of z, (mean, spread)], as of IS
+            mean, std = values.mean(0)
+        else:                                         # [sets of z]
+            mean, std = values.mean(), values.std()
+        column = key if part == 'all' else f'{key}_{part}'
+        if key == name:
+            column = part
+        record[column] = float(mean)
+        record[f'{column}_std'] = float(std)
+        words.append(f'{key} {mean:.5g} +- {std:.2g} ({part})')
     record['protocol'] = protocol
 
-    earlier = loop.read_jsonl(run.path('metrics.jsonl'))
-    earlier = [old['choose'] for old in earlier if old['score'] == name and 'choose' in old]
-    loop.barrier()
+    earlier = []
+    for old in loop.read_jsonl(run.path('metrics.jsonl')):
+        if old['score'] == name and 'choose' in old:
+            earlier.append(old['choose'])
+    loop.barrier()                                    # all ranks have read what was there before
     run.append('metrics.jsonl', record)
     run.say(f"step {run.step}: {'  '.join(words)}  {json.dumps(protocol)}")
-    if run.rank == 0 and 'choose' in record and record['choose'] < min(earlier, default=float('inf')):
+
+    if run.rank or 'choose' not in record:
+        return
+    if record['choose'] < min(earlier, default=float('inf')):
         best = {'model': run.model, 'args': vars(run.args), 'step': run.step, 'score': record,
                 'E': loop.to_cpu(net.state_dict()), 'masks': loop.to_cpu(masks)}
         loop.write(run.path('best.pt'), lambda tmp: torch.save(best, tmp))

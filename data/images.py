@@ -1,32 +1,37 @@
-"""Data sets as one uint8 tensor: CIFAR, Fashion-MNIST, the bundled emoji, the 100-shot sets, and any folder or zip of
-images. Large ones (ImageNet, FFHQ, LSUN, any folder) are converted to one file each, out of which batches are read.
+"""Data sets of images as uint8 tensors: named ones, and every folder or zip of images.
+
+The names are CIFAR, Fashion-MNIST, the bundled emoji, few-shot sets, Tiny ImageNet, ImageNet, FFHQ and LSUN.
+A large set is converted to one file once, and batches are read out of that file.
 
 Use:
-    import numpy, os, images                                  # data.images inside the repository
-    from PIL import Image
+    import images, os, torch                               # in the repository: from data import images
     os.makedirs('photos', exist_ok=True)
     for i in range(10):
-        Image.fromarray(numpy.random.randint(0, 256, (40, 50, 3), 'uint8')).save(f'photos/{i}.png')
-    data = images.load('photos', res=32, frac=.5)             # data.images uint8 [5, 3, 32, 32], data.labels [5]
-    x = images.batch(data.images, [0, 3])                     # float [-1, 1] [2, 3, 32, 32]
-    big = images.load(images.convert('photos', res=64), res=64)                    # the same, read as it is indexed
-    for x in images.feed(big.images, [[0, 3], [2, 1, 4]], 'cpu'):                  # uint8 [2, 3, 64, 64], [3, ...]
+        images.save_grid(f'photos/{i}.png', torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8))
+    data = images.load('photos', res=32, frac=.5)          # data.images uint8 [5, 3, 32, 32], data.labels [5]
+    x = images.batch(data.images, [0, 3])                  # float in [-1, 1], [2, 3, 32, 32]
+    large = images.load(images.convert('photos', res=64), res=64)  # its images stay in a file
+    for x in images.feed(large.images, [[0, 3], [2, 1, 4]]):       # uint8 [2, 3, 64, 64], then [3, 3, 64, 64]
         print(images.batch(x).shape)
-    images.suggest_res('photos')                                                   # 32, from the sizes of the files
 
-A subset is a prefix of one seeded permutation, stratified by class, so that 10 % lies inside 20 %.  Images of one group
-(the variants of one emoji) are never cut apart.  What the subset leaves out is held out.  Sub-folders are classes,
-or the labels of a dataset.json are, as in the zips of StyleGAN2-ADA.
+A subset is a prefix of one seeded permutation of the training images. The permutation is stratified by class.
+Hence a subset of 10 % lies inside the one of 20 %, and both hold the classes in the proportions of the whole
+set. Images of one group, such as the skin tones of one emoji, are never cut apart. What the subset leaves out
+is held out.
 
-To convert (killed, the same command continues):
-    python data/images.py tiny-imagenet --root datasets --res 64                   # out of tiny-imagenet-200.zip
-    python data/images.py imagenet --root /data/imagenet --res 128                 # out of train/ and val/
-    python data/images.py ffhq --root datasets --res 256                           # out of images1024x1024/
-    python data/images.py photos/ --res 256                                        # then --data datasets/photos-256
+Sub-folders are classes, unless a dataset.json gives the labels, as it does in the zips of StyleGAN2-ADA
+(Karras et al. 2020).
+
+Conversions. The same command continues one that was killed.
+    python data/images.py tiny-imagenet --root datasets --res 64    # out of tiny-imagenet-200.zip
+    python data/images.py imagenet --root /data/imagenet --res 128  # out of train/ and val/
+    python data/images.py ffhq --root datasets --res 256            # out of images1024x1024/
+    python data/images.py photos/ --res 256                         # train with --data datasets/photos-256
 """
 import argparse
 import collections
 import contextlib
+import dataclasses
 import datetime
 import glob
 import gzip
@@ -48,132 +53,86 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FASHION = '/usr/share/datasets/fashion-mnist'                 # where Debian's package dataset-fashion-mnist puts it
-SHOTS = {f'100-shot-{what}': 100 for what in ('obama', 'grumpy_cat', 'panda', 'bridge_of_sighs', 'medici_fountain',
-                                              'temple_of_heaven', 'wuzhen')}
-SHOTS |= {'AnimalFace-cat': 160, 'AnimalFace-dog': 389}       # images published with DiffAugment (Zhao et al. 2020)
+
+# The few-shot sets published with DiffAugment (Zhao et al. 2020), and the number of images of each.
+SHOTS = {'100-shot-obama': 100, '100-shot-grumpy_cat': 100, '100-shot-panda': 100,
+         '100-shot-bridge_of_sighs': 100, '100-shot-medici_fountain': 100, '100-shot-temple_of_heaven': 100,
+         '100-shot-wuzhen': 100, 'AnimalFace-cat': 160, 'AnimalFace-dog': 389}
 CONVERTED = ('tiny-imagenet', 'imagenet')
-NAMES = ('cifar10', 'cifar100', 'fashion-mnist', 'emoji', 'emoji-faces', *SHOTS, *CONVERTED, 'ffhq', 'lsun-cat')
-CLOTHES = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
-TINY = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
-SHOT = 'https://data-efficient-gans.mit.edu/datasets'
+NAMES = ('cifar10', 'cifar100', 'fashion-mnist', 'emoji', 'emoji-faces',
+         *SHOTS, *CONVERTED, 'ffhq', 'lsun-cat')
+CLOTHES = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat',
+           'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
+
+# The resolution of a named set where it is neither 32 nor, as for photographs without classes, 256.
+NATIVE_RES = {'emoji-faces': 128, 'tiny-imagenet': 64, 'imagenet': 128}
+
+# Where the named sets come from, and where they are looked for.
+TINY_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+SHOTS_URL = 'https://data-efficient-gans.mit.edu/datasets'
+FASHION = '/usr/share/datasets/fashion-mnist'  # of Debian's package dataset-fashion-mnist
 FFHQ = ('ffhq/images1024x1024', 'images1024x1024', 'ffhq/thumbnails128x128', 'ffhq', 'thumbnails128x128')
-CHUNK = 1024                                                  # files of a conversion between two records of it
+
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm')
-HEIC = ('.heic', '.heif', '.avif')
+HEIC = ('.heic', '.heif', '.avif')  # skipped, with a word on what to do
+CHUNK = 1024  # files that a conversion reads between two records of its progress
 
 
-def add_flags(parser, experiments=None):
-    """The flags that choose and cut a data set; returns the parser."""
-    a = parser.add_argument
-    a('--data', required=True, metavar='NAME|FOLDER|ZIP',
-      help=f"{', '.join(NAMES)}, images (sub-folders are classes), or the folder of a converted set")
-    a('--root', default='datasets', help='where downloaded and converted data sets lie')
-    a('--frac', default='1.0', help='share of the training images, 0 < F <= 1, or a whole number above 1 of images')
-    a('--data-seed', type=int, default=0, help='the random subset')
-    a('--subset', choices=['random', 'first'], default='random',
-      help='first: the first images of the file, as released')
-    a('--holdout', type=int, help='images kept from training (default: the test split, else what --frac leaves out)')
-    a('--ref', choices=['auto', 'train', 'test', 'all'], default='auto',
-      help='reference of the scores; auto: the test split where the set has one, else the training images')
-    a('--res', type=int, help='resolution (default: 32)')
-    a('--mirror', action=argparse.BooleanOptionalAction, default=False, help='random horizontal flips')
-    a('--crop', choices=['centre', 'pad'], default='centre', help='how images become square')
-    a('--check-data', action='store_true', help='scan the data, report and exit')
-    a('--strict', action='store_true', help='stop at the first image that cannot be read')
-    return parser
+# ---- flags and refusals
+
+def add_flags(group, experiments=None):
+    """Add the flags of the data: the everyday ones to `group`, the others to `experiments`.
+
+    Both are argparse parsers or argument groups. Without `experiments` all go to `group`. Returns `group`.
+    """
+    experiments = experiments or group
+    what = f'a folder or zip of images (sub-folders are classes), a converted set, or {", ".join(NAMES)}'
+    group.add_argument('--data', required=True, metavar='NAME|FOLDER|ZIP', help=what)
+    group.add_argument('--root', default='datasets', help='folder of downloaded and converted data sets')
+    group.add_argument('--frac', default='1.0',
+                       help='share of the training images, 0 < F <= 1, or a whole number of images above 1')
+    group.add_argument('--res', type=int,
+                       help='width and height of the images in pixels (default: by preset or data)')
+    group.add_argument('--mirror', action=argparse.BooleanOptionalAction, default=False,
+                       help='mirror half of the images, chosen at random')
+    group.add_argument('--check-data', action='store_true', help='look through the data, report and exit')
+
+    add = experiments.add_argument
+    add('--data-seed', type=int, default=0, help='seed of the random subset')
+    add('--subset', choices=['random', 'first'], default='random',
+        help='which images --frac takes; first: those that come first in the files, as released')
+    add('--holdout', type=int,
+        help='number of images kept from training (default: the test split, else what --frac leaves out)')
+    add('--ref', choices=['auto', 'train', 'test', 'all'], default='auto',
+        help='images that scores compare with; auto: the test split if there is one, else the training set')
+    add('--crop', choices=['centre', 'pad'], default='centre', help='how images become square: cut or padded')
+    add('--strict', action='store_true', help='stop at the first image that cannot be read')
+    return group
+
+
+def is_first_rank():
+    """Whether this process is rank 0 of a job, or runs alone."""
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def wait_for_all_ranks():
+    """Return when every rank of the job is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def refuse(sentence):
-    """Exit code 2 with one sentence that names the flag, the value and the fix."""
-    if int(os.environ.get('RANK', 0)) == 0:
+    """Exit with code 2. Rank 0 prints the sentence, which names the flag, the value and the fix."""
+    if is_first_rank():
         print(f'error: {sentence}', file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
-def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, ref='auto', res=32, crop='centre',
-         strict=False, plain=False):
-    """A data set as a namespace.
-
-    images uint8 [N, 3, res, res], labels int64 [N], classes (their names), holdout uint8 [M, ...] and holdout_labels
-    [M] or None, ref uint8 [R, ...] with ref_name, index (chosen rows of the whole set), fingerprint (hash), report
-    (sentences), name, total. Images are tensors, or Rows of a converted set. plain: one skin tone per glyph of the
-    emoji set, for class-conditional use. Exits 2 with a sentence on bad input."""
-    data, count = spelt(data), share(frac)
-    if res < 8:
-        refuse(f'--res {res} is too small: use 8 or more')
-    train, test, classes, report = read(data, root, res, crop, strict)
-    if plain and train['plain'] is not None:
-        train = pick(train, np.flatnonzero(train['plain']))
-    n = len(train['images'])
-    if n != SHOTS.get(data, n):
-        report.append(f'warning: {n} images of {data}, {SHOTS[data]} were published')
-    keep, left = cut(train, count if isinstance(count, int) else int(round(count * n, 6)), seed, subset, holdout)
-    if not len(keep):
-        refuse(f'--frac {frac} leaves none of the {n} images: use a larger share, or a number of images')
-    chosen = pick(train, keep)
-    held = test if test and not holdout else pick(train, left)
-    few = data == 'emoji-faces'                               # few-shot (the paper's 5.3): scores against the shots
-    which = ref if ref != 'auto' else 'test' if test and not few else 'all' if unsorted(data) else 'train'
-    if which == 'test' and not test:
-        refuse(f'--ref test: {data} has no test split; use --ref train or --ref all')
-    name = data if data in NAMES else os.path.basename(data.rstrip('/'))
-    reference = {'train': chosen, 'test': test, 'all': train}[which]['images']
-    x, y = chosen['images'], chosen['labels']
-    content = x.fingerprint.encode() if isinstance(x, Rows) else x.numpy().tobytes()
-    fingerprint = hashlib.sha256(content + y.numpy().tobytes()).hexdigest()[:16]
-    report.append(f'{name}: {len(keep)} of {n} training images at {res} px, {len(classes)} classes, '
-                  f'{len(held["labels"])} held out, scores against {which} ({len(reference)})')
-    return types.SimpleNamespace(
-        name=name, images=x, labels=y, classes=classes, holdout=held['images'] if len(held['labels']) else None,
-        holdout_labels=held['labels'] if len(held['labels']) else None, ref=reference, ref_name=f'{name}-{which}',
-        index=keep.tolist(), fingerprint=fingerprint, report=report, total=n)
-
-
-def names(data, root='datasets', res=32):
-    """The class names of --data without its images, as many as `load` has (cifar: numbers, its names are not here).
-
-    Exits 2 with a sentence when the set is not there."""
-    data = spelt(data)
-    if data in ('cifar10', 'cifar100'):
-        return [str(i) for i in range(int(data[5:]))]
-    if data in ('fashion-mnist', 'emoji-faces'):
-        return CLOTHES if data == 'fashion-mnist' else ['face']
-    if data == 'emoji':
-        return read_json(f'{HERE}/emoji/emoji.json').get('classes') or emoji(data, res)[2]
-    known = read_json(f'{place(data, root, res)}/set.json').get('classes')
-    if known or data != 'tiny-imagenet' and is_set(data):
-        return known or converted(data, root, res, 'centre', False)[2]
-    return source(data, root)[1]
-
-
-def suggest_res(data, root='datasets', least=32, most=256):
-    """The resolution of --data where --res is not given: that of a named or converted set; of a folder or zip the
-    largest power of two up to the median shorter side, within least and most.
-
-    Reads the heads of some files. Exits 2 with a sentence when the set is not there."""
-    data = spelt(data)
-    if data in NAMES or unsorted(data):
-        small = {'emoji-faces': 128, 'tiny-imagenet': 64, 'imagenet': 128}
-        return small.get(data, 256 if data in SHOTS or unsorted(data) else 32)
-    if known := read_json(f'{data}/set.json').get('res'):
-        return known
-    splits, _, opener = source(data, root)
-    sides = [min(size) for size in survey(splits['train'][0], opener)]
-    return min(most, max(least, 2 ** int(np.log2(np.median(sides or [least])))))
-
-
-def survey(names, opener, most=500):
-    """(width, height) of up to `most` of the images, evenly spread, from their heads; unreadable ones are left out."""
-    sizes = []
-    for name in names[::-(-len(names) // most)]:
-        with contextlib.suppress(Exception):                  # of every kind, see decode
-            sizes.append(Image.open(io.BytesIO(opener(name))).size)
-    return sizes
-
-
 def share(frac):
-    """--frac as a float in (0, 1] or a whole number of images."""
+    """The value of --frac: a float in (0, 1] is a share of the images, an int above 1 is a number of images.
+
+    Exits with code 2 on anything else.
+    """
     try:
         value = float(frac)
     except ValueError:
@@ -185,579 +144,836 @@ def share(frac):
     return value
 
 
-def permutation(labels, groups, seed):
-    """Group numbers in seeded random order, stratified: every prefix holds each class in proportion."""
-    rng = np.random.default_rng([seed, 1])
-    ids, first = np.unique(groups, return_index=True)
-    order = rng.permutation(len(ids))
-    kind = labels[first][order]
-    count = np.unique(kind, return_counts=True)[1]
-    rank = np.arange(len(ids)) - np.repeat(np.cumsum(count) - count, count)        # within each class
-    key = np.empty(len(ids))
-    key[np.argsort(kind, kind='stable')] = (rank + .5) / np.repeat(count, count)
-    return ids[order[np.argsort(key, kind='stable')]]
+# ---- load(): a data set, its subset, what is held out, and the reference of the scores
+
+@dataclasses.dataclass
+class Split:
+    """N images of a data set, such as its training images.
+
+    images    uint8 [N, 3, H, W], a tensor or Rows
+    labels    int64 tensor [N], the number of the class of each image (default: 0)
+    groups    integer array [N]; a subset takes all images of a group or none (default: a group per image)
+    plain     bool array [N], true for one image of each glyph of the emoji; None for other sets
+    """
+    images: object
+    labels: object = None
+    groups: object = None
+    plain: object = None
+
+    def __post_init__(self):
+        n = len(self.images)
+        if self.labels is None:
+            self.labels = torch.zeros(n, dtype=torch.int64)
+        if self.groups is None:
+            self.groups = np.arange(n)
+        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
+        self.groups = np.asarray(self.groups)
+
+    def part(self, rows):
+        """The split of these rows, an integer array."""
+        lazy = isinstance(self.images, Rows)
+        images = self.images.part(rows) if lazy else self.images[rows]
+        return Split(images, self.labels[rows], self.groups[rows])
 
 
-def cut(train, count, seed, subset, holdout):
-    """Rows to train on and rows left out: whole groups of the permutation while they fit into `count` images."""
-    groups, labels = train['groups'], train['labels'].numpy()
-    order = np.unique(groups) if subset == 'first' else permutation(labels, groups, seed)
-    ids, size = np.unique(groups, return_counts=True)
-    total = np.cumsum(size[np.searchsorted(ids, order)])
-    if holdout is not None and not 0 < holdout < len(groups):
-        refuse(f'--holdout {holdout} is not between 1 and {len(groups) - 1}: choose fewer than the images of the set')
-    free = total[-1] - (holdout or 0)                         # held-out groups come from the end of the permutation
-    k = np.searchsorted(total, min(count, free), side='right')
-    k = max(k, 1) if count and free >= total[0] else k
+def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, ref='auto', res=32,
+         crop='centre', strict=False, plain=False):
+    """Load a data set and choose its subset, the images held out and the reference of the scores.
 
-    k2 = np.searchsorted(total, free, side='right') if holdout else k
-    return tuple(np.flatnonzero(np.isin(groups, chosen)) for chosen in (order[:k], order[k2:]))
+    data      a name of NAMES, a folder or zip of images, or the folder of a converted set
+    root      the folder where named sets lie
+    frac      a share of the training images or their number, see `share`
+    seed, subset, holdout   see `choose_rows`
+    ref       'auto', 'train', 'test' or 'all', see `reference_name`
+    res       width and height in pixels, 8 or more
+    crop      'centre' or 'pad', see `square`
+    strict    refuse a set with images that cannot be read
+    plain     keep one skin tone of each emoji, for networks that are conditioned on the class
+
+    Returns a namespace. Its images are tensors, or Rows where the set is a converted one:
+        images, labels             the training images, uint8 [N, 3, res, res], and their classes, int64 [N]
+        classes                    the names of all classes
+        holdout, holdout_labels    images that training never sees, [M, 3, res, res] and [M]; None if M is 0
+        ref, ref_name              the images that scores compare with, [R, 3, res, res], and their name
+        index, total               the rows chosen, N ints, out of the `total` rows of the set
+        fingerprint                16 hexadecimal digits, which depend on images and labels
+        name, report               the name of the set, and a list of sentences on what was found
+
+    Exits with code 2 and one sentence where the set is not there, holds no image, or contradicts an argument.
+    """
+    data = spelt(data)
+    amount = share(frac)
+    if res < 8:
+        refuse(f'--res {res} is too small: use 8 or more')
+
+    # The whole set. Where `plain` leaves images out, they are neither chosen nor held out.
+    train, test, classes, report = read_set(data, root, res, crop, strict)
+    if plain and train.plain is not None:
+        train = train.part(np.flatnonzero(train.plain))
+    n = len(train.images)
+    if data in SHOTS and n != SHOTS[data]:
+        report.append(f'warning: {n} images of {data}, {SHOTS[data]} were published')
+
+    # The subset, and what training never sees: the test split, or the images that the subset leaves.
+    chosen_rows, left_rows = choose_rows(train, count_images(amount, n), seed, subset, holdout)
+    if len(chosen_rows) == 0:
+        refuse(f'--frac {frac} leaves none of the {n} images: use a larger share, or a number of images')
+    chosen = train.part(chosen_rows)
+    held_out = test
+    if test is None or holdout:
+        held_out = train.part(left_rows)
+    m = len(held_out.labels)
+
+    # The images that generated ones are compared with.
+    name = data if data in NAMES else os.path.basename(data.rstrip('/'))
+    reference = reference_name(data, ref, test)
+    reference_images = {'train': chosen, 'test': test, 'all': train}[reference].images
+    report.append(f'{name}: {len(chosen_rows)} of {n} training images at {res} px, {len(classes)} classes, '
+                  f'{m} held out, scores against {reference} ({len(reference_images)})')
+
+    return types.SimpleNamespace(
+        name=name, total=n, classes=classes, report=report, fingerprint=fingerprint_of(chosen),
+        images=chosen.images, labels=chosen.labels, index=chosen_rows.tolist(),
+        holdout=held_out.images if m else None, holdout_labels=held_out.labels if m else None,
+        ref=reference_images, ref_name=f'{name}-{reference}')
 
 
-def part(images, labels=None, groups=None, plain=None):
-    """One split: images uint8 [N, 3, H, W], labels int64 [N], groups [N], plain bool [N] or None."""
-    n = len(images)
-    labels = torch.zeros(n, dtype=torch.int64) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-    groups = np.arange(n) if groups is None else np.asarray(groups)
-    return {'images': images, 'labels': labels, 'groups': groups, 'plain': plain}
+def count_images(amount, n):
+    """The number of images that a value of `share` asks for, out of n."""
+    if isinstance(amount, int):
+        return amount
+    return int(round(amount * n, 6))  # .29 * 100 is 28.999999999999996
 
 
-def pick(split, rows):
-    x = split['images']
-    return {'images': x.part(rows) if isinstance(x, Rows) else x[rows],
-            'labels': split['labels'][rows], 'groups': split['groups'][rows], 'plain': None}
+def reference_name(data, ref, test):
+    """What --ref means: 'train' (the subset), 'test' (the test split) or 'all' (all training images)."""
+    if ref == 'test' and test is None:
+        refuse(f'--ref test: {data} has no test split; use --ref train or --ref all')
+    if ref != 'auto':
+        return ref
+    if data == 'emoji-faces':
+        return 'train'  # few-shot sets are scored against their shots (paper, section 5.3)
+    if test is not None:
+        return 'test'
+    if unsorted(data):
+        return 'all'  # as published: FID of FFHQ and LSUN against the whole set
+    return 'train'
 
 
-def read(data, root, res, crop, strict):
-    """train, test or None, class names, report of a data set by name or path."""
+def fingerprint_of(split):
+    """16 hexadecimal digits, a hash of the images and labels of a split; no image of Rows is read for it."""
+    lazy = isinstance(split.images, Rows)
+    content = split.images.fingerprint.encode() if lazy else split.images.numpy().tobytes()
+    return hashlib.sha256(content + split.labels.numpy().tobytes()).hexdigest()[:16]
+
+
+# ---- what is known of a data set without its images
+
+def spelt(data):
+    """The name of a few-shot set as it was published, in whatever case it is given; else --data as it is."""
+    published = {name.lower(): name for name in SHOTS}
+    return published.get(data.lower(), data)
+
+
+def unsorted(data):
+    """Whether --data is ffhq or lsun-CATEGORY: many images without classes, which are to be converted."""
+    return re.fullmatch('ffhq|lsun-[a-z_]+', data) is not None
+
+
+def must_be_converted(data):
+    """Whether --data is a name whose images are read out of a converted set only."""
+    return data in CONVERTED or unsorted(data)
+
+
+def is_converted(data):
+    """Whether --data is read out of a converted set: by its name, or as its folder, finished or not."""
+    if must_be_converted(data):
+        return True
+    return os.path.exists(f'{data}/set.json') or os.path.exists(f'{data}/train.part.json')
+
+
+def converted_folder(data, root, res):
+    """Where the converted set of --data lies, or will lie: ROOT/NAME-RES, or --data itself."""
+    if is_converted(data) and not must_be_converted(data):
+        return data
+    name = os.path.basename(os.path.abspath(data)).removesuffix('.zip')
+    return f'{root}/{name}-{res}'
+
+
+def names(data, root='datasets', res=32):
+    """The names of the classes of --data, as many as `load` finds, without reading an image.
+
+    The classes of CIFAR are named by their numbers, as their names are in the archive only. Exits with code 2
+    and one sentence where the set is not there.
+    """
+    data = spelt(data)
     if data in ('cifar10', 'cifar100'):
-        return cifar(data, root, res)
+        count = int(data.removeprefix('cifar'))
+        return [str(number) for number in range(count)]
     if data == 'fashion-mnist':
-        return fashion(root, res)
+        return CLOTHES
+    if data == 'emoji-faces':
+        return ['face']
+    if data == 'emoji':
+        return emoji_info(data)['classes']
+
+    info = read_json(f'{converted_folder(data, root, res)}/set.json')
+    if info.get('classes'):
+        return info['classes']
+    if is_converted(data) and data != 'tiny-imagenet':  # which `load` converts when it is asked for
+        return read_converted(data, root, res, 'centre', False)[2]
+    return source(data, root)[1]
+
+
+def suggest_res(data, root='datasets', least=32, most=256):
+    """A resolution for --data where --res is not given.
+
+    A named or converted set has its own. For a folder or zip it is the largest power of two that is not above
+    the median of the shorter sides, within least and most. Only the heads of some files are read. Exits with
+    code 2 and one sentence where the set is not there.
+    """
+    data = spelt(data)
+    if data in NATIVE_RES:
+        return NATIVE_RES[data]
+    if data in SHOTS or unsorted(data):
+        return 256
+    if data in NAMES:
+        return 32
+    info = read_json(f'{data}/set.json')
+    if info.get('res'):
+        return info['res']
+
+    splits, _, read_file = source(data, root)
+    files, _ = splits['train']
+    sides = [min(size) for size in survey_sizes(files, read_file)]
+    median = np.median(sides or [least])
+    power = 2 ** int(np.log2(median))
+    return min(most, max(least, power))
+
+
+def survey_sizes(files, read_file, most=500):
+    """A list of (width, height) of up to `most` images, evenly spread; unreadable ones are left out."""
+    step = max(1, -(-len(files) // most))
+    sizes = []
+    for file in files[::step]:
+        with contextlib.suppress(Exception):  # PIL raises exceptions of every type, see `decode`
+            head = Image.open(io.BytesIO(read_file(file)))
+            sizes.append(head.size)
+    return sizes
+
+
+# ---- the data sets as Splits: every read_NAME returns what read_set returns
+
+def read_set(data, root, res, crop, strict):
+    """The whole set of --data: train, test (or None), the names of the classes, and the report, a list.
+
+    train and test are Splits. Exits with code 2 and one sentence where the set is not there or is empty.
+    """
+    if data in ('cifar10', 'cifar100'):
+        return read_cifar(data, root, res)
+    if data == 'fashion-mnist':
+        return read_fashion(root, res)
     if data in ('emoji', 'emoji-faces'):
-        return emoji(data, res)
+        return read_emoji(data, res)
+
     if data == 'tiny-imagenet':
-        if not int(os.environ.get('RANK', 0)) and not os.path.exists(f'{place(data, root, res)}/set.json'):
+        # The one set that is small enough to be converted on the way. One rank does it, and the others wait.
+        done = os.path.exists(f'{converted_folder(data, root, res)}/set.json')
+        if is_first_rank() and not done:
             convert(data, root, res, crop, strict=strict)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-    if is_set(data):
-        return converted(data, root, res, crop, strict)
-    if data in SHOTS and crop == 'pad':
-        refuse(f'--crop pad: {data} is resized without a crop, as published; leave it out')
-    return folder(data, root, res, 'none' if data in SHOTS else crop, strict)
+        wait_for_all_ranks()
+    if is_converted(data):
+        return read_converted(data, root, res, crop, strict)
+
+    if data in SHOTS:
+        if crop == 'pad':
+            refuse(f'--crop pad: {data} is resized without a crop, as published; leave it out')
+        crop = 'none'
+    return read_folder(data, root, res, crop, strict)
 
 
-def resize(x, res):
-    """uint8 [N, C, H, W] -> uint8 [N, C, res, res], antialiased."""
+def resize_bicubic(x, res):
+    """uint8 [N, C, H, W] -> uint8 [N, C, res, res], bicubic and antialiased."""
     if x.shape[2:] == (res, res):
         return x
-    return torch.cat([F.interpolate(b.float(), (res, res), mode='bicubic', antialias=True).round().clamp(0, 255).byte()
-                      for b in x.split(1024)])
+    resized = []
+    for piece in x.split(1024):  # so that the float copy stays small
+        piece = F.interpolate(piece.float(), (res, res), mode='bicubic', antialias=True)
+        resized.append(piece.round().clamp(0, 255).byte())
+    return torch.cat(resized)
 
 
-def cifar(name, root, res):
-    """torchvision's CIFAR-10 / 100, in --root or downloaded there by rank 0."""
+def read_cifar(name, root, res):
+    """CIFAR-10 or CIFAR-100 by torchvision, from --root; rank 0 downloads it if it is not there."""
     import torchvision
-    kind = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    first = int(os.environ.get('RANK', 0)) == 0
+    dataset = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
     try:
-        if first:
-            kind(root, download=True)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        splits = [kind(root, train=train) for train in (True, False)]
+        if is_first_rank():
+            dataset(root, download=True)
+        wait_for_all_ranks()
+        train = dataset(root, train=True)
+        test = dataset(root, train=False)
     except (OSError, RuntimeError) as e:
-        refuse(f'--data {name} is not in --root {root} and cannot be fetched ({e}): put {kind.filename} '
-               f'from {kind.url} there, or unpack it to {os.path.join(root, kind.base_folder)}')
-    train, test = (part(resize(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), res), s.targets)
-                   for s in splits)
-    return train, test, splits[0].classes, []
+        refuse(f'--data {name} is not in --root {root} and cannot be fetched ({e}): put {dataset.filename} '
+               f'from {dataset.url} there, or unpack it to {os.path.join(root, dataset.base_folder)}')
+
+    def as_split(part):
+        x = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()  # [N, 3, 32, 32]
+        return Split(resize_bicubic(x, res), part.targets)
+    return as_split(train), as_split(test), train.classes, []
 
 
-def idx(path):
-    """An array of an idx file, gzipped or not."""
-    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
+def read_idx(path):
+    """The uint8 array of an idx file, gzipped or not: two zeros, type, number of axes, sizes, content."""
+    opened = gzip.open if path.endswith('.gz') else open
+    with opened(path, 'rb') as f:
         raw = f.read()
-    shape = np.frombuffer(raw, '>i4', raw[3], 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    axes = raw[3]
+    shape = np.frombuffer(raw, '>i4', axes, 4)  # big-endian
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def fashion(root, res):
-    """Fashion-MNIST, 28 px padded to 32 and repeated to RGB, from --root or Debian's package."""
-    names = [f'{s}-{kind}' for s in ('train', 't10k') for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')]
+def find_fashion(root):
+    """The paths of the four files of Fashion-MNIST: images, labels, images and labels of the test split."""
+    kinds = ('images-idx3-ubyte', 'labels-idx1-ubyte')
+    files = [f'train-{kind}' for kind in kinds] + [f't10k-{kind}' for kind in kinds]
     places = [root, os.path.join(root, 'FashionMNIST', 'raw'), FASHION]
     for place in places:
-        paths = [next((p for p in (f'{place}/{n}', f'{place}/{n}.gz') if os.path.exists(p)), None) for n in names]
+        paths = [first_existing(f'{place}/{file}', f'{place}/{file}.gz') for file in files]
         if all(paths):
-            break
-    else:
-        refuse(f'--data fashion-mnist: its four idx files are in none of {", ".join(places)}; get them with '
-               "'apt install dataset-fashion-mnist' or from https://github.com/zalandoresearch/fashion-mnist")
-    x, y, x_test, y_test = (torch.from_numpy(idx(p).copy()) for p in paths)
-
-    def image(x):
-        return resize(F.pad(x, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1), res)
-    return part(image(x), y.long()), part(image(x_test), y_test.long()), CLOTHES, []
+            return paths
+    refuse(f'--data fashion-mnist: its four idx files are in none of {", ".join(places)}; get them with '
+           "'apt install dataset-fashion-mnist' or from https://github.com/zalandoresearch/fashion-mnist")
 
 
-def emoji(name, res):
-    """The bundled atlases of data/emoji: all emoji at 32 px in 9 Unicode groups, or 100 faces at 128 px."""
-    try:
-        with open(f'{HERE}/emoji/emoji.json') as f:
-            info = json.load(f)
-        sheet = np.asarray(Image.open(f'{HERE}/emoji/{name}.png').convert('RGB'))
-    except FileNotFoundError as e:
-        refuse(f'--data {name}: {e.filename} is missing; make it with python data/make_emoji.py')
-    s = info['sets'][name]
-    t, n = s['size'], len(s['class'])
-    grid = sheet.reshape(sheet.shape[0] // t, t, sheet.shape[1] // t, t, 3)        # [rows, t, columns, t, 3]
-    tiles = grid.transpose(0, 2, 4, 1, 3).reshape(-1, 3, t, t)[:n]
-    whole = part(resize(torch.from_numpy(tiles.copy()), res), s['class'], s['base'], np.array(s['plain'], bool))
-    if 'split' not in s:
+def read_fashion(root, res):
+    """Fashion-MNIST (Xiao et al. 2017), its 28 px padded with black to 32 and its grey repeated to RGB."""
+    arrays = [torch.from_numpy(read_idx(path).copy()) for path in find_fashion(root)]
+    x, labels, x_test, labels_test = arrays
+
+    def to_rgb_images(x):
+        x = F.pad(x, (2, 2, 2, 2))  # [N, 32, 32]
+        x = x[:, None].repeat(1, 3, 1, 1)  # [N, 3, 32, 32]
+        return resize_bicubic(x, res)
+    train = Split(to_rgb_images(x), labels)
+    test = Split(to_rgb_images(x_test), labels_test)
+    return train, test, CLOTHES, []
+
+
+def emoji_info(name):
+    """What data/emoji/emoji.json says of the bundled sets. Exits with code 2 where a file is missing."""
+    for path in (f'{HERE}/emoji/emoji.json', f'{HERE}/emoji/{name}.png'):
+        if not os.path.exists(path):
+            refuse(f'--data {name}: {path} is missing; make it with python data/make_emoji.py')
+    with open(f'{HERE}/emoji/emoji.json') as f:
+        return json.load(f)
+
+
+def read_emoji(name, res):
+    """The bundled sets: `emoji`, all emoji at 32 px in 9 classes; `emoji-faces`, faces at 128 px, split.
+
+    The images of a set lie in one PNG, in reading order. A group is a glyph with all its skin tones.
+    """
+    info = emoji_info(name)
+    about = info['sets'][name]
+    sheet = np.asarray(Image.open(f'{HERE}/emoji/{name}.png').convert('RGB'))
+
+    # Cut the sheet into its tiles. The last row of tiles is filled up with white ones.
+    size = about['size']
+    n = len(about['class'])
+    rows, columns = sheet.shape[0] // size, sheet.shape[1] // size
+    grid = sheet.reshape(rows, size, columns, size, 3)
+    tiles = grid.transpose(0, 2, 4, 1, 3).reshape(-1, 3, size, size)[:n]  # [N, 3, size, size]
+    x = resize_bicubic(torch.from_numpy(tiles.copy()), res)
+    whole = Split(x, about['class'], about['base'], np.array(about['plain'], bool))
+    if name == 'emoji':
         return whole, None, info['classes'], []
-    train, test = (pick(whole, np.flatnonzero(np.array(s['split']) == which)) for which in ('train', 'test'))
+
+    parts = np.array(about['split'])
+    train = whole.part(np.flatnonzero(parts == 'train'))
+    test = whole.part(np.flatnonzero(parts == 'test'))
     return train, test, ['face'], []
 
 
-def square(im, res, crop):
-    """An RGB PIL image as uint8 [3, res, res], cropped to its centre, padded with white or squeezed, antialiased."""
-    if crop == 'centre':
-        im = ImageOps.fit(im, (res, res), Image.LANCZOS)
-    elif crop == 'none':
-        im = im.resize((res, res), Image.LANCZOS)
+def read_folder(data, root, res, crop, strict):
+    """Every readable image of a folder, a zip or a few-shot set.
+
+    Exits with code 2 where no image is readable, or where one is not and `strict` is set.
+    """
+    splits, classes, read_file = source(data, root)
+    files, labels = splits['train']
+
+    def shape(im):
+        return square(im, res, crop), im.size
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # threads, as PIL decodes without the GIL
+        decoded = list(pool.map(lambda file: decode(file, read_file, shape), files))
+
+    # Files that cannot be read are left out, and the report says which they are.
+    good = []
+    bad = []
+    kinds = collections.Counter()
+    for file, label, (image, kind) in zip(files, labels, decoded):
+        if image is None:
+            bad.append(f'{file} ({kind})')
+        else:
+            pixels, size = image
+            good.append((pixels, size, file, label))
+            kinds[kind] += 1
+
+    if bad and strict:
+        refuse(f'--strict: {len(bad)} of {len(files)} images in {data} cannot be read: {"; ".join(bad[:5])}')
+    if not good:
+        refuse(f'--data {data} holds no image that can be read ({", ".join(ENDINGS)}): {"; ".join(bad[:5])}')
+    images, sizes, files, labels = zip(*good)
+    x = np.stack(images)  # [N, 3, res, res]
+
+    counts = '; '.join(f'{count} x {kind}' for kind, count in kinds.most_common())
+    report = [f'{data}: {len(good)} images read: {counts}']
+    report += skipped_report(bad)
+    report += size_report(sizes, res, crop)
+    report += content_report(x, files)
+    return Split(torch.from_numpy(x), labels), None, classes, report
+
+
+# ---- the report: sentences on what was found
+
+def skipped_report(bad):
+    """A sentence on the files that could not be read, or none."""
+    if not bad:
+        return []
+    return [f'{len(bad)} skipped, not readable: {"; ".join(bad[:20])}']
+
+
+def size_report(sizes, res, crop):
+    """Sentences on images of these sizes (width, height): how large they are, what --crop and --res do."""
+    n = len(sizes)
+    shorter = np.array([min(size) for size in sizes])
+    ratio = np.array([max(size) for size in sizes]) / shorter
+    odd = int((ratio > 1).sum())
+    small = int((shorter < res).sum())
+
+    fate = {'centre': 'cut to their centre', 'pad': 'padded with white', 'none': 'squeezed'}[crop]
+    form = f'{odd} not square ({ratio.max():.3g} : 1), {fate}' if odd else 'all square'
+    sides = f'{shorter.min()} to {shorter.max()} px, median {np.median(shorter):g}'
+    report = [f'shorter sides of {n} images: {sides}; {form}']
+    if small:
+        report.append(f'warning: {small} of these {n} are smaller than --res {res} and were enlarged')
+    if n < 10:
+        report.append(f'warning: {n} images are few, a GAN learns them by heart')
+    return report
+
+
+def content_report(x, files):
+    """Warnings on uint8 images x [N, 3, res, res] of these files: duplicates, and greys only."""
+    report = []
+    same = collections.defaultdict(list)  # the files of each content
+    for file, image in zip(files, x):
+        same[hashlib.sha256(image.tobytes()).digest()].append(file)
+    if len(same) < len(x):
+        twins = [' = '.join(group[:3]) for group in same.values() if len(group) > 1]
+        report.append(f'warning: {len(x) - len(same)} duplicates at {x.shape[2]} px: {"; ".join(twins[:10])}')
+
+    if all((image == image[:1]).all() for image in x):
+        report.append('warning: all images are grey')
+    return report
+
+
+# ---- the files of the data sets: every NAME_source returns what source returns
+
+def source(data, root):
+    """The files of --data, before any image is read, and how to read them.
+
+    Returns {'train': (files, labels), 'val': (files, labels)}, the names of the classes, and the function
+    read_file(file) -> bytes. Most sets have no 'val'. Exits with code 2 and one sentence where the set is not
+    there.
+    """
+    if data == 'tiny-imagenet':
+        return tiny_imagenet_source(root)
+    if data == 'imagenet':
+        return imagenet_source(root)
+
+    path = locate(data, root)
+    splits, classes, read_file = folder_source(path)
+    if path != data:
+        # A set by name has no classes. Sub-folders such as 00000/ are there to keep folders small.
+        files, _ = splits['train']
+        splits = {'train': (files, [0] * len(files))}
+        classes = [data]
+    return splits, classes, read_file
+
+
+def first_existing(*paths):
+    """The first of the paths that is there, or None."""
+    return next((path for path in paths if os.path.exists(path)), None)
+
+
+def locate(data, root):
+    """The folder or zip of --data: of a few-shot set, ffhq and lsun-* in --root, else --data itself.
+
+    Exits with code 2 and the place to get it from where it is not there.
+    """
+    if data in SHOTS:
+        origin = f'{SHOTS_URL}/{data}.zip'
+    elif data == 'ffhq':
+        origin = 'images1024x1024 of https://github.com/NVlabs/ffhq-dataset'
+    elif unsorted(data):
+        origin = f'{data.removeprefix("lsun-")} with https://github.com/fyu/lsun'
     else:
-        im = ImageOps.pad(im, (res, res), Image.LANCZOS, color=(255, 255, 255))
-    return np.asarray(im).transpose(2, 0, 1)
+        return data
+
+    folders = FFHQ if data == 'ffhq' else [data]
+    candidates = []
+    for folder in folders:
+        candidates += [f'{root}/{folder}', f'{root}/{folder}.zip']
+    path = first_existing(*candidates)
+    if path is None:
+        refuse(f'--data {data} is not in --root {root}: get {origin} and put it at {root}/{data}.zip, '
+               f'or unpacked at {root}/{data}/')
+    return path
 
 
-def rgb(im):
-    """Any PIL image as RGB, upright, transparency over white, 16-bit scaled; and a word for what was converted."""
-    kind = im.mode
-    turned = im.getexif().get(0x0112, 1) != 1
-    im = ImageOps.exif_transpose(im)
-    if im.mode.startswith('I') or im.mode == 'F':             # 16-bit and float greys: PIL's convert would clip them
-        x = np.asarray(im).astype(np.float64)
-        x = x / 257 if kind.startswith('I;16') or x.max() > 255 else x
-        im = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
-    if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        white = Image.new('RGBA', im.size, (255, 255, 255, 255))
-        im = Image.alpha_composite(white, im)
-    return im.convert('RGB'), kind + (', turned by EXIF' if turned else '')
+def list_files(path):
+    """The sorted names of the files in a folder or zip, and read_file(name) -> bytes.
 
-
-def listing(path):
-    """(name inside, opener) of every file in a folder or zip, sorted; hidden files and folders are passed over."""
+    Hidden files are left out, those in hidden folders and in the __MACOSX of a zip, too.
+    """
     if os.path.isdir(path):
-        names, seen = [], set()
-        for d, folders, files in os.walk(path, followlinks=True):
-            if os.path.realpath(d) in seen:                    # a link back to where we have been
-                folders.clear()
-                continue
-            seen.add(os.path.realpath(d))
-            below = '' if d == path else os.path.relpath(d, path)
-            names += [os.path.join(below, f) for f in files]
-        opener = lambda name: open(os.path.join(path, name), 'rb').read()
+        found = files_below(path)
+        read_file = file_reader(path)
     else:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as e:
             refuse(f'--data {path} is neither a folder nor a readable zip ({e})')
-        names, opener = [n for n in archive.namelist() if not n.endswith('/')], archive.read
-    visible = [n for n in names
-               if not any(p.startswith('.') or p == '__MACOSX' for p in n.replace('\\', '/').split('/'))]
-    return sorted(visible), opener
+        found = [name for name in archive.namelist() if not name.endswith('/')]
+        read_file = archive.read
+    return sorted(name for name in found if not is_hidden(name)), read_file
 
 
-def pictures(path):
-    """As `source`, of a folder or zip: the first folder below the common one is the class, readable or not, unless a
-    dataset.json says what is."""
+def files_below(folder):
+    """The names of all files below a folder. Links are followed, but not to a folder that was visited."""
+    found = []
+    visited = set()
+    for current, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        below = '' if current == folder else os.path.relpath(current, folder)
+        found += [os.path.join(below, file) for file in files]
+    return found
+
+
+def file_reader(folder):
+    """The function that returns the bytes of a file in this folder."""
+    def read_file(name):
+        with open(os.path.join(folder, name), 'rb') as f:
+            return f.read()
+    return read_file
+
+
+def is_hidden(name):
+    parts = name.replace('\\', '/').split('/')
+    return any(part.startswith('.') or part == '__MACOSX' for part in parts)
+
+
+def is_image(name):
+    return name.lower().endswith(ENDINGS + HEIC)
+
+
+def folder_source(path):
+    """`source` of any folder or zip of images: one split, classes by its dataset.json or its sub-folders."""
     if not os.path.exists(path):
-        refuse(f"--data {path} is neither a folder or zip of images nor one of {', '.join(NAMES)}")
-    files, opener = listing(path)
-    names = [n for n in files if n.lower().endswith(ENDINGS + HEIC)]
-    if not names:
-        refuse_lmdb(path, files)
+        refuse(f'--data {path} is neither a folder or zip of images nor one of {", ".join(NAMES)}')
+    found, read_file = list_files(path)
+    files = [name for name in found if is_image(name)]
+    if not files:
+        refuse_lmdb(path, found)
         refuse(f'--data {path} holds no image ({", ".join(ENDINGS)})')
-    kinds = numbers(path, names, opener) if 'dataset.json' in files else None
+
+    # Images that cannot be read keep their class, so that the classes are known before an image is read.
+    kinds = None
+    if 'dataset.json' in found:
+        kinds = read_dataset_json(path, files, read_file)
     if kinds is None:
-        folders = [os.path.dirname(n.lstrip('/')) for n in names]
-        every = set(folders)
-        common = os.path.commonpath(every) if all(every) else ''
-        kind = {d: os.path.relpath(d or '.', common or '.').split(os.sep)[0] for d in every}
-        kinds = [kind[d] for d in folders]
+        kinds = class_folders(files)
     classes = sorted(set(kinds))
-    number = {k: i for i, k in enumerate(classes)}
-    return {'train': (names, [number[k] for k in kinds])}, [str(k) for k in classes], opener
+    number = {kind: i for i, kind in enumerate(classes)}
+    labels = [number[kind] for kind in kinds]
+    return {'train': (files, labels)}, [str(kind) for kind in classes], read_file
 
 
-def numbers(path, names, opener):
-    """The classes of images by NVIDIA's dataset.json, {"labels": [[name, number], ...]}, of none where that is null;
-    None for a file of another form."""
+def class_folders(files):
+    """The class of each file: its first folder below the one that all files share, or '.'."""
+    folders = [os.path.dirname(file.lstrip('/')) for file in files]
+    distinct = set(folders)
+    # Where a file lies at the top, '' is what the folders share.
+    common = os.path.commonpath(distinct) if all(distinct) else ''
+    kinds = {}
+    for folder in distinct:
+        below = os.path.relpath(folder or '.', common or '.')
+        kinds[folder] = below.split(os.sep)[0]
+    return [kinds[folder] for folder in folders]
+
+
+def read_dataset_json(path, files, read_file):
+    """The class of each file by the dataset.json of StyleGAN2-ADA, {"labels": [[file, number], ...]}.
+
+    Where labels is null all files are of class 0. Returns None for a JSON file of another form. Exits with
+    code 2 where a file has no number.
+    """
     try:
-        known = json.loads(opener('dataset.json'))['labels']
+        labels = json.loads(read_file('dataset.json'))['labels']
     except (ValueError, KeyError, TypeError):
         return None
     try:
-        known = dict(known or dict.fromkeys(names, 0))
-        return [int(known[n.replace(os.sep, '/')]) for n in names]
+        if not labels:
+            return [0] * len(files)
+        number = dict(labels)
+        return [int(number[file.replace(os.sep, '/')]) for file in files]
     except (ValueError, KeyError, TypeError) as e:
-        refuse(f'--data {path}: its dataset.json does not give every image the number of a class ({type(e).__name__}: '
-               f'{e}); mend it, or remove it to have folders as classes')
+        refuse(f'--data {path}: its dataset.json does not give every image the number of a class '
+               f'({type(e).__name__}: {e}); mend it, or remove it to have folders as classes')
 
 
-def refuse_lmdb(path, files):
-    """Exit code 2 if the images are in an LMDB, with the command that writes them out into a folder of it."""
-    inside = next((os.path.dirname(n) for n in files if os.path.basename(n) == 'data.mdb'), None)
-    if inside is not None and not os.path.isdir(path):
-        refuse(f'--data {path} is a packed LMDB: unpack it to {os.path.splitext(path)[0]}, then the same command again')
-    if inside is not None:                                    # 200,000 images of LSUN, as Karras et al. 2020
-        command = (f"import lmdb, os; os.mkdir('{path}/images'); [open(f'{path}/images/{{k.hex()}}.webp', 'wb')"
-                   f".write(x) for _, (k, x) in zip(range(200000), lmdb.open('{os.path.join(path, inside)}', "
-                   "readonly=True, lock=False).begin().cursor())]")
-        refuse(f'--data {path} holds an LMDB: pip install lmdb, write its images out with python -c "{command}", then '
-               'the same command again')
+def refuse_lmdb(path, found):
+    """Exit with code 2 if the images are in an LMDB, as LSUN's are, with the command that extracts them."""
+    inside = [os.path.dirname(name) for name in found if os.path.basename(name) == 'data.mdb']
+    if not inside:
+        return
+    if not os.path.isdir(path):
+        refuse(f'--data {path} is a packed LMDB: unpack it to {os.path.splitext(path)[0]}, '
+               'then the same command again')
+    # The first 200,000 images are what Karras et al. 2020 use of LSUN Cat.
+    command = (f"import lmdb, os; os.mkdir('{path}/images'); [open(f'{path}/images/{{k.hex()}}.webp', 'wb')"
+               f".write(x) for _, (k, x) in zip(range(200000), lmdb.open('{os.path.join(path, inside[0])}', "
+               "readonly=True, lock=False).begin().cursor())]")
+    refuse(f'--data {path} holds an LMDB: pip install lmdb, write its images out with python -c "{command}", '
+           'then the same command again')
 
 
-def decode(name, opener, shape):
-    """(uint8 [3, res, res] of an image file, what it was), or (None, why not); shape: of a PIL image, as `square`."""
-    if name.lower().endswith(HEIC):
+def tiny_imagenet_source(root):
+    """`source` of Tiny ImageNet, from its zip or unpacked."""
+    path = first_existing(f'{root}/tiny-imagenet-200.zip', f'{root}/tiny-imagenet-200')
+    if path is None:
+        refuse(f'--data tiny-imagenet is not in --root {root}: get {TINY_URL} and put it at '
+               f'{root}/tiny-imagenet-200.zip')
+    found, read_file = list_files(path)
+    try:
+        top, splits, classes = index_tiny_imagenet(found, read_file)
+    except (KeyError, IndexError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as e:
+        refuse(f'--data tiny-imagenet: {path} is not the whole archive ({type(e).__name__}: {e}): '
+               f'get {TINY_URL} again')
+    return splits, classes, lambda name: read_file(top + name)
+
+
+def index_tiny_imagenet(found, read_file):
+    """The folder that holds wnids.txt, the splits below that folder, and the names of the classes.
+
+    wnids.txt lists the classes. train/WNID/ holds the images of one. val/val_annotations.txt gives the class
+    of each image in val/images/. Raises ValueError, KeyError or IndexError where the archive is not whole.
+    """
+    lists = [name for name in found if os.path.basename(name) == 'wnids.txt']
+    if not lists:
+        raise ValueError('it holds no wnids.txt')
+    top = lists[0].removesuffix('wnids.txt')
+    classes = sorted(read_file(f'{top}wnids.txt').decode().split())
+    number = {wnid: i for i, wnid in enumerate(classes)}
+    files = [name[len(top):] for name in found if name.lower().endswith('.jpeg')]
+
+    wnids = {'train': {}, 'val': {}}  # split -> file -> wnid
+    for file in files:
+        if file.startswith('train/'):
+            wnids['train'][file] = file.split('/')[1]
+    for line in read_file(f'{top}val/val_annotations.txt').decode().splitlines():
+        fields = line.split('\t')
+        wnids['val'][f'val/images/{fields[0]}'] = fields[1]
+
+    splits = {}
+    for split, wnid in wnids.items():
+        members = [file for file in files if file in wnid]
+        if not members:
+            raise ValueError('a split without images')
+        splits[split] = (members, [number[wnid[file]] for file in members])
+    return top, splits, classes
+
+
+def imagenet_source(root):
+    """`source` of ImageNet (ILSVRC 2012): train/WNID/*.JPEG and val/WNID/*.JPEG, in --root or below."""
+    path = root
+    if not os.path.isdir(f'{root}/train') and os.path.isdir(f'{root}/imagenet/train'):
+        path = f'{root}/imagenet'
+    files = {}
+    for split in ('train', 'val'):
+        if os.path.isdir(f'{path}/{split}'):
+            found, _ = list_files(f'{path}/{split}')
+            files[split] = [f'{split}/{name}' for name in found if is_image(name)]
+
+    def wnid(file):
+        parts = file.split('/')  # train, wnid, name
+        return parts[1] if len(parts) > 2 else None
+
+    classes = sorted({wnid(file) for file in files.get('train', [])} - {None})
+    number = {kind: i for i, kind in enumerate(classes)}
+    if not classes:
+        refuse_imagenet(path, 'there is no train with class folders')
+
+    splits = {}
+    for split, members in files.items():
+        for file in members:
+            if wnid(file) not in number:
+                refuse_imagenet(path, f'{file} is in no class folder of train')
+        if members:
+            splits[split] = (members, [number[wnid(file)] for file in members])
+    return splits, classes, file_reader(path)
+
+
+def refuse_imagenet(path, why):
+    refuse(f'--data imagenet: in {path} {why}; --root should hold train/n01440764/*.JPEG and '
+           'val/n01440764/*.JPEG, of the same classes')
+
+
+# ---- decoding and cropping
+
+def decode(file, read_file, shape):
+    """Decode one image file.
+
+    Returns (shape(im), what the file held), where im is an RGB PIL image; or (None, why it cannot be read).
+    """
+    if file.lower().endswith(HEIC):
         return None, 'HEIC: export it as JPEG or PNG first'
     try:
-        im, kind = rgb(Image.open(io.BytesIO(opener(name))))
-        return shape(im), f'{kind}{"" if im.width == im.height else ", not square"}'
-    except Exception as e:                                    # PIL raises of every kind on rubbish, struct.error too
-        return None, (str(e) or type(e).__name__).split(' <')[0]                   # without the address of a BytesIO
+        im, kind = to_rgb(Image.open(io.BytesIO(read_file(file))))
+        if im.width != im.height:
+            kind += ', not square'
+        return shape(im), kind
+    except Exception as e:  # on rubbish, PIL raises exceptions of every type, struct.error too
+        why = str(e) or type(e).__name__
+        return None, why.split(' <')[0]  # without the address of a BytesIO
 
 
-def folder(data, root, res, crop, strict):
-    """Every readable image of a folder or zip, or of a few-shot set."""
-    splits, classes, opener = source(data, root)
-    names, labels = splits['train']
-    shape = lambda im: (square(im, res, crop), im.size)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:                  # PIL decodes outside the GIL
-        decoded = list(pool.map(lambda name: decode(name, opener, shape), names))
-    good = [(*x, n, y) for n, y, (x, _) in zip(names, labels, decoded) if x is not None]
-    bad = [f'{n} ({why})' for n, (x, why) in zip(names, decoded) if x is None]
-    if bad and strict:
-        refuse(f'--strict: {len(bad)} of {len(names)} images in {data} cannot be read: {"; ".join(bad[:5])}')
-    if not good:
-        refuse(f'--data {data} holds no image that can be read ({", ".join(ENDINGS)}): {"; ".join(bad[:5])}')
-    kinds = collections.Counter(why for x, why in decoded if x is not None)
-    report = [f'{data}: {len(good)} images read: ' + '; '.join(f'{n} x {k}' for k, n in kinds.most_common())]
-    x, sizes, names, labels = zip(*good)
-    x = np.stack(x)                                           # [N, 3, res, res]
-    report += skipped(bad) + measured(sizes, res, crop) + remarks(x, names)
-    return part(torch.from_numpy(x), labels), None, classes, report
+def to_rgb(im):
+    """Any PIL image as an upright RGB one over white, and a word for what it was: its mode, turned or not."""
+    kind = im.mode
+    sixteen_bit = im.mode.startswith('I;16')
+    if im.getexif().get(0x0112, 1) != 1:  # the orientation
+        kind += ', turned by EXIF'
+    im = ImageOps.exif_transpose(im)
+
+    if im.mode.startswith('I') or im.mode == 'F':
+        # PIL's own conversion would clip 16-bit and float greys to 255.
+        x = np.asarray(im).astype(np.float64)
+        if sixteen_bit or x.max() > 255:
+            x = x / 257
+        im = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
+
+    # Transparent pixels show white. Without this step they would show whatever colour lies under them.
+    if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
+        im = im.convert('RGBA')
+        white = Image.new('RGBA', im.size, (255, 255, 255, 255))
+        im = Image.alpha_composite(white, im)
+    return im.convert('RGB'), kind
 
 
-def measured(sizes, res, crop):
-    """Sentences on images by their sizes, (width, height) each: how large, what --crop and --res do to them."""
-    short = np.array([min(size) for size in sizes])
-    ratio = np.array([max(size) for size in sizes]) / short
-    odd, small = int((ratio > 1).sum()), int((short < res).sum())
-    fate = {'centre': 'cut to their centre', 'pad': 'padded with white', 'none': 'squeezed'}[crop]
-    lines = [f'shorter sides of {len(sizes)} images: {short.min()} to {short.max()} px, median {np.median(short):g}; '
-             + (f'{odd} not square ({ratio.max():.3g} : 1), {fate}' if odd else 'all square')]
-    if small:
-        lines.append(f'warning: {small} of these {len(sizes)} are smaller than --res {res} and were enlarged')
-    if len(sizes) < 10:
-        lines.append(f'warning: {len(sizes)} images are few, a GAN learns them by heart')
-    return lines
+def square(im, res, crop):
+    """An RGB PIL image as uint8 [3, res, res], resized by Lanczos.
+
+    crop: 'centre' cuts the image to its central square, 'pad' adds white, 'none' squeezes the image.
+    """
+    if crop == 'centre':
+        im = ImageOps.fit(im, (res, res), Image.LANCZOS)
+    elif crop == 'pad':
+        im = ImageOps.pad(im, (res, res), Image.LANCZOS, color=(255, 255, 255))
+    else:
+        im = im.resize((res, res), Image.LANCZOS)
+    return np.asarray(im).transpose(2, 0, 1)
 
 
-def remarks(x, names):
-    """Sentences on uint8 images x [N, 3, res, res]: which are the same, and whether all are grey."""
-    same, lines = collections.defaultdict(list), []
-    for name, row in zip(names, x):
-        same[hashlib.sha256(row.tobytes()).digest()].append(name)
-    if len(same) < len(x):
-        twins = [' = '.join(group[:3]) for group in same.values() if len(group) > 1]
-        lines.append(f'warning: {len(x) - len(same)} duplicates at {x.shape[2]} px: {"; ".join(twins[:10])}')
-    if all((row == row[:1]).all() for row in x):
-        lines.append('warning: all images are grey')
-    return lines
+def torchvision_square(im, res):
+    """The central square of an RGB PIL image as uint8 [3, res, res], as torchvision crops and resizes."""
+    side = min(im.size)
+    left = int(round((im.width - side) / 2))
+    top = int(round((im.height - side) / 2))
+    im = im.crop((left, top, left + side, top + side))
+    im = im.resize((res, res), Image.BILINEAR)
+    return np.asarray(im).transpose(2, 0, 1)
 
 
-def skipped(bad):
-    return [f'{len(bad)} skipped, not readable: ' + '; '.join(bad[:20])] if bad else []
+# ---- subsets
+
+def stratified_permutation(labels, groups, seed):
+    """The numbers of all groups in a seeded random order, in every prefix of which classes keep their shares.
+
+    labels, groups: arrays [N] of the images. The class of a group is that of its first image. Returns an
+    array with one entry for each group.
+    """
+    rng = np.random.default_rng([seed, 1])
+    ids, first = np.unique(groups, return_index=True)
+    order = rng.permutation(len(ids))
+    kind = labels[first][order]  # the class of each group in that order
+
+    # The group at place r of the c groups of its class gets the key (r + 1/2) / c, by which all are sorted.
+    by_class = np.argsort(kind, kind='stable')
+    count = np.unique(kind, return_counts=True)[1]
+    start = np.cumsum(count) - count
+    place = np.arange(len(ids)) - np.repeat(start, count)
+    key = np.empty(len(ids))
+    key[by_class] = (place + .5) / np.repeat(count, count)
+    return ids[order[np.argsort(key, kind='stable')]]
 
 
-def tiny(root):
-    """As `source`, of the archive of Tiny ImageNet, zipped or not."""
-    path = next((p for p in (f'{root}/tiny-imagenet-200.zip', f'{root}/tiny-imagenet-200') if os.path.exists(p)), None)
-    if path is None:
-        refuse(f'--data tiny-imagenet is not in --root {root}: get {TINY} and put it at {root}/tiny-imagenet-200.zip')
-    names, opener = listing(path)
-    try:
-        top = next(n for n in names if os.path.basename(n) == 'wnids.txt')[:-len('wnids.txt')]
-        classes = sorted(opener(f'{top}wnids.txt').decode().split())
-        number = {k: i for i, k in enumerate(classes)}
-        names = [n[len(top):] for n in names if n.lower().endswith('.jpeg')]
-        lines = [line.split('\t') for line in opener(f'{top}val/val_annotations.txt').decode().splitlines()]
-        kind = {'train': {n: n.split('/')[1] for n in names if n.startswith('train/')},
-                'val': {f'val/images/{line[0]}': line[1] for line in lines}}
-        splits = {k: tuple(zip(*((n, number[of[n]]) for n in names if n in of))) for k, of in kind.items()}
-        if not all(splits.values()):
-            raise ValueError('a split without images')
-    except (StopIteration, KeyError, IndexError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as e:
-        refuse(f'--data tiny-imagenet: {path} is not the whole archive ({type(e).__name__}: {e}): get {TINY} again')
-    return splits, classes, lambda name: opener(top + name)
+def choose_rows(train, count, seed, subset, holdout):
+    """The rows of the subset, and the rows that are held out: two sorted integer arrays.
+
+    count     the largest number of images of the subset; it has one group at least, unless count is 0
+    subset    'random': whole groups in the order of the permutation; 'first': in the order of their numbers
+    holdout   the number of images to hold out, or None for all that the subset leaves
+
+    Exits with code 2 where the holdout leaves nothing to train on.
+    """
+    groups = train.groups
+    labels = train.labels.numpy()
+    if holdout is not None and not 0 < holdout < len(groups):
+        refuse(f'--holdout {holdout} is not between 1 and {len(groups) - 1}: '
+               'choose fewer than the images of the set')
+    if subset == 'first':
+        order = np.unique(groups)
+    else:
+        order = stratified_permutation(labels, groups, seed)
+
+    # total[k]: the number of images in the first k + 1 groups.
+    ids, sizes = np.unique(groups, return_counts=True)
+    total = np.cumsum(sizes[np.searchsorted(ids, order)])
+
+    # Groups are held out from the end of the order. Hence they are the same ones for every --frac.
+    free = total[-1] - (holdout or 0)
+    end = np.searchsorted(total, min(count, free), side='right')
+    if count and free >= total[0]:
+        end = max(end, 1)
+    start = np.searchsorted(total, free, side='right') if holdout else end
+    chosen = np.flatnonzero(np.isin(groups, order[:end]))
+    left = np.flatnonzero(np.isin(groups, order[start:]))
+    return chosen, left
 
 
-def imagenet(root):
-    """As `source`, of the class folders of ImageNet."""
-    path = next((p for p in (root, f'{root}/imagenet') if os.path.isdir(f'{p}/train')), root)
-    names = {split: [f'{split}/{n}' for n in listing(f'{path}/{split}')[0] if n.lower().endswith(ENDINGS + HEIC)]
-             for split in ('train', 'val') if os.path.isdir(f'{path}/{split}')}
-    kind = {n: n.split('/')[1] if n.count('/') > 1 else None for split in names.values() for n in split}
-    classes = sorted({kind[n] for n in names.get('train', ()) if kind[n]})
-    number = {k: i for i, k in enumerate(classes)}
-    odd = [n for n, k in kind.items() if k not in number]
-    if odd or not classes:
-        why = f'{odd[0]} is in no class folder of train' if odd else 'there is no train with class folders'
-        refuse(f'--data imagenet: in {path} {why}; --root should hold train/n01440764/*.JPEG and '
-               'val/n01440764/*.JPEG, of the same classes')
-    return ({split: (found, [number[kind[n]] for n in found]) for split, found in names.items() if found}, classes,
-            lambda name: open(f'{path}/{name}', 'rb').read())
-
-
-def source(data, root):
-    """What there is to convert: {split: (names, labels)}, class names, opener(name)."""
-    if data in CONVERTED:
-        return {'tiny-imagenet': tiny, 'imagenet': imagenet}[data](root)
-    path = locate(data, root)
-    splits, classes, opener = pictures(path)
-    if path == data:
-        return splits, classes, opener
-    return {'train': (splits['train'][0], [0] * len(splits['train'][0]))}, [data], opener    # 00000/ is no class
-
-
-def spelt(data):
-    """The name of a few-shot set as it was published, whatever its case; another --data as it is."""
-    return {name.lower(): name for name in SHOTS}.get(data.lower(), data)
-
-
-def unsorted(data):
-    """Whether --data is ffhq or lsun-CATEGORY: many images, of no classes, to be converted."""
-    return bool(re.fullmatch('ffhq|lsun-[a-z_]+', data))
-
-
-def large(data):
-    """Whether --data names a set that is read as it was converted."""
-    return data in CONVERTED or unsorted(data)
-
-
-def locate(data, root):
-    """The folder or zip of --data: for a few-shot set, ffhq and lsun-* in --root, else itself. Exits 2 without one."""
-    if data not in SHOTS and not unsorted(data):
-        return data
-    paths = [f'{root}/{top}{zipped}' for top in (FFHQ if data == 'ffhq' else [data]) for zipped in ('', '.zip')]
-    path = next((p for p in paths if os.path.exists(p)), None)
-    if path is None:
-        where = (f'{SHOT}/{data}.zip' if data in SHOTS else 'images1024x1024 of https://github.com/NVlabs/ffhq-dataset'
-                 if data == 'ffhq' else f'{data[5:]} with https://github.com/fyu/lsun')
-        refuse(f'--data {data} is not in --root {root}: get {where} and put it at {root}/{data}.zip, or unpacked at '
-               f'{root}/{data}/')
-    return path
-
-
-def is_set(data):
-    """Whether --data is to be read from a converted set, be it finished or not."""
-    return large(data) or any(os.path.exists(f'{data}/{file}') for file in ('set.json', 'train.part.json'))
-
-
-def place(data, root, res):
-    """Where the converted set of --data lies, or will lie."""
-    if is_set(data) and not large(data):
-        return data
-    return f"{root}/{os.path.basename(os.path.abspath(data)).removesuffix('.zip')}-{res}"
-
-
-def central(im, res):
-    """The central square of an RGB PIL image as uint8 [3, res, res], as torchvision's CenterCrop and Resize."""
-    s = min(im.size)
-    x, y = (int(round((d - s) / 2)) for d in im.size)
-    return np.asarray(im.crop((x, y, x + s, y + s)).resize((res, res), Image.BILINEAR)).transpose(2, 0, 1)
-
-
-def read_json(path):
-    """What a JSON file holds, {} if it is not there or torn."""
-    with contextlib.suppress(OSError, ValueError), open(path) as f:
-        return json.load(f)
-    return {}
-
-
-def write_json(path, x):
-    with open(f'{path}.tmp', 'w') as f:
-        json.dump(x, f, indent=1)
-        f.flush(), os.fsync(f.fileno())
-    os.replace(f'{path}.tmp', path)
-
-
-def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False, workers=None):
-    """Writes the images of a name, folder or zip as a converted set to `out` (default: ROOT/NAME-RES); returns that.
-
-    There: set.json, and for train and val SPLIT.npy uint8 [N, 3, res, res] and SPLIT-labels.npy int64 [N]. Killed, it
-    continues where it was, to the same bytes in the end. Exits 2 with a sentence on bad input."""
-    named, out = large(data), out or place(data, root, res)
-    if not named and (data in NAMES or is_set(data)):
-        refuse(f'{data} needs no conversion: train with --data {data} as it is')
-    if named and crop == 'pad':
-        refuse(f'--crop pad: {data} is cropped to its centre, as published; leave it out')
-    if res < 8 or workers is not None and workers < 1:
-        refuse(f'--res {res} or --workers {workers} is too small: use 8 or more px, 1 or more threads')
-    if os.path.realpath(out) == os.path.realpath(data):
-        refuse(f'--out {out} is the folder of the images: name another place')
-    splits, classes, opener = source(data, root)
-    bilinear = data in CONVERTED
-    shape = (lambda im: central(im, res)) if bilinear else lambda im: square(im, res, crop)
-    name = os.path.basename(place(data, root, res))
-    info = {'name': name, 'res': res, 'source': f"{name}: {crop}, {'bilinear' if bilinear else 'Lanczos'}"}
-    info['plan'] = hashlib.sha256(json.dumps([CHUNK, info, classes, splits]).encode()).hexdigest()
-    jobs = dict(load=lambda name: decode(name, opener, shape), workers=workers or os.cpu_count() or 1, strict=strict)
-    try:
-        os.makedirs(out, exist_ok=True)
-        with open(f'{out}/lock', 'w') as lock:
-            with contextlib.suppress(ImportError, OSError):    # of Windows, and of file systems without locks
-                import fcntl
-                fcntl.flock(lock, fcntl.LOCK_EX)              # a second run waits, then finds the set
-            if read_json(f'{out}/set.json').get('plan') != info['plan']:
-                sizes = survey(splits['train'][0], opener)
-                info['notes'] = measured(sizes, res, crop) if sizes else []
-                write(out, info, classes, splits, jobs)
-            for path in glob.glob(f'{glob.escape(out)}/*.part.json'):
-                os.remove(path)
-    except OSError as e:
-        refuse(f'--out {out} cannot be written ({e}): make room, and the same command continues, or name another place')
-    return out
-
-
-def write(out, info, classes, splits, jobs):
-    """The files of a conversion: all rows first, set.json last, whose presence says that the others are whole."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f'{out}/set.json')
-    done = {split: append(f'{out}/{split}', names, info, **jobs) for split, (names, _) in splits.items()}
-    if not done['train']['rows']:
-        refuse(f'{info["name"]} holds no image that can be read: {done["train"]["skipped"][:5]}')
-    info['splits'] = {}
-    for split, state in done.items():
-        lost, path = {name for name, _ in state['skipped']}, f'{out}/{split}'
-        np.save(f'{path}-labels.npy', np.array([y for n, y in zip(*splits[split]) if n not in lost], np.int64))
-        with open(f'{path}.part', 'r+b') as f:
-            header(f, state['rows'], info['res'])
-            f.flush(), os.fsync(f.fileno())
-        os.replace(f'{path}.part', f'{path}.npy')
-        info['splits'][split] = {'n': state['rows'], 'labels': f'{split}-labels.npy',
-                                 'digest': hashlib.sha256(''.join(state['chunks']).encode()).hexdigest(),
-                                 'skipped': [f'{name} ({why})' for name, why in state['skipped']]}
-    write_json(f'{out}/set.json', {**info, 'classes': classes})
-
-
-def append(path, names, info, load, workers, strict):
-    """Writes the images of files to path.part, on from the last whole CHUNK of files; returns the record of it."""
-    part, size, head = f'{path}.part', 3 * info['res'] ** 2, header(io.BytesIO(), 0, info['res'])
-    state = read_json(f'{part}.json')
-    whole = state.get('plan') == info['plan']
-    if whole and not os.path.exists(part) and os.path.exists(f'{path}.npy'):
-        os.replace(f'{path}.npy', part)                       # this split was finished, the set was not
-    if not whole or not os.path.exists(part) or os.path.getsize(part) < head + state['rows'] * size:
-        state = {'plan': info['plan'], 'files': 0, 'rows': 0, 'skipped': [], 'chunks': []}
-        write_json(f'{part}.json', state)                     # first: an old record is not to meet new rows
-    first, chunk = state['files'], hashlib.sha256()
-    say = meter(path, first, len(names))
-    with open(part, 'ab') as f, ThreadPoolExecutor(workers) as pool:
-        f.truncate(head + state['rows'] * size)               # what came after the record; the head is written last
-        for i, (x, why) in enumerate(ahead(pool, load, names[first:], 4 * workers), first + 1):
-            if x is None:
-                state['skipped'].append([names[i - 1], why])
-                if strict:
-                    break
-            else:
-                state['rows'] += 1
-                raw = x.tobytes()
-                f.write(raw), chunk.update(raw)
-            if i % CHUNK == 0 or i == len(names):
-                f.flush(), os.fsync(f.fileno())
-                state['files'], state['chunks'] = i, state['chunks'] + [chunk.hexdigest()]
-                write_json(f'{part}.json', state)
-                chunk = hashlib.sha256()
-            say(i)
-    if strict and state['skipped']:
-        refuse('--strict: {} cannot be read ({})'.format(*state['skipped'][0]))
-    return state
-
-
-def header(f, rows, res):
-    """Writes the head of a .npy file, which numpy pads to one length for any number of rows; returns that length."""
-    f.seek(0)
-    np.lib.format.write_array_header_1_0(f, {'descr': '|u1', 'fortran_order': False, 'shape': (rows, 3, res, res)})
-    return f.tell()
-
-
-def ahead(pool, function, items, n):
-    """Yields function(item) for each item, in order, n of them under way."""
-    jobs = collections.deque()
-    for item in items:
-        jobs.append(pool.submit(function, item))
-        if len(jobs) == n:
-            yield jobs.popleft().result()
-    while jobs:
-        yield jobs.popleft().result()
-
-
-def meter(what, first, total):
-    """say(i): how far it is, on stderr: a bar if that is a terminal, else a line every ten seconds."""
-    live, begun = sys.stderr.isatty(), time.monotonic()
-    said = begun
-
-    def say(i):
-        nonlocal said
-        now = time.monotonic()
-        if i == total or now - said > (.2 if live else 10):
-            said, rate = now, (i - first) / (now - begun + 1e-9)
-            bar = f"\r[{'#' * (20 * i // total):<20}] " if live else ''
-            left = datetime.timedelta(seconds=int((total - i) / rate))
-            print(f'{bar}{what} {i}/{total}, {rate:.0f} images/s, {left} left ', file=sys.stderr, flush=True,
-                  end='' if live and i < total else '\n')
-    return say
-
-
-def converted(data, root, res, crop, strict):
-    """As `read`, of a converted set by name or folder: of its images nothing is read."""
-    path = place(data, root, res)
-    info = read_json(f'{path}/set.json')
-    if not info:
-        locate(data, root)
-        fix = f'run python data/images.py {data} --root {root} --res {res}'
-        refuse(f'--data {data} is not converted to --res {res} in --root {root}: {fix}' if large(data) else
-               f'--data {data} is a conversion that was cut off: the command that began it continues')
-    if info['res'] != res:
-        refuse(f'--res {res}: {data} holds images of {info["res"]} px; use --res {info["res"]}, or convert it anew')
-    if crop == 'pad':
-        refuse(f'--crop pad: {data} is converted and square already; leave it out')
-    splits, report = {}, []
-    for split, entry in info['splits'].items():
-        if strict and entry['skipped']:
-            refuse(f'--strict: {len(entry["skipped"])} images of {path} could not be read: {entry["skipped"][0]}')
-        try:
-            x, y = np.load(f'{path}/{split}.npy', mmap_mode='r'), np.load(f'{path}/{entry["labels"]}')
-        except (OSError, ValueError, EOFError) as e:
-            refuse(f'--data {data}: {path} is damaged ({e}): remove it and convert it again')
-        splits[split] = part(Rows(np.asarray(x), np.arange(len(x)), entry['digest']), y)
-        report += skipped(entry['skipped'])
-    return splits['train'], splits.get('val'), info['classes'], report + info.get('notes', [])
-
+# ---- converted sets: reading
 
 class Rows:
-    """Rows `index` of a memory-mapped uint8 array `base` [N, 3, H, W], read when they are indexed.
+    """Rows of a uint8 array [., 3, H, W] that lies in a file, read when they are indexed.
 
-    digest: a hash of all content. The map is read-only: the processes of a machine share one copy, the page cache."""
-    device, dtype = torch.device('cpu'), torch.uint8
+    base      the memory-mapped array; all processes of a machine share one copy of it, as it is read-only
+    index     integer array [N], the rows of the file that are meant
+    digest    a hash of the whole file
+    """
+    device = torch.device('cpu')
+    dtype = torch.uint8
 
     def __init__(self, base, index, digest):
-        self.base, self.index, self.digest = base, index, digest
+        self.base = base
+        self.index = index
+        self.digest = digest
         self.shape = torch.Size((len(index), *base.shape[1:]))
         self.nbytes = self.shape.numel()
 
@@ -767,96 +983,417 @@ class Rows:
     def __getitem__(self, rows):
         return self.read(rows)
 
-    def at(self, rows):
-        return self.index[rows.numpy() if torch.is_tensor(rows) else rows]         # numpy takes tensor([1]) for a 1
+    def base_rows(self, rows):
+        """The rows of the file for these rows."""
+        if torch.is_tensor(rows):
+            rows = rows.numpy()  # as numpy takes a tensor([1]) for the number 1
+        return self.index[rows]
 
     def read(self, rows, pinned=False):
-        """A tensor [n, 3, H, W] of the rows: numbers (array, list or tensor), a slice or a mask."""
-        index = self.at(rows)
+        """A tensor uint8 [n, 3, H, W]. rows: numbers (an array, list or tensor), a slice or a mask."""
+        index = self.base_rows(rows)
         x = torch.empty((*index.shape, *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
-        np.take(self.base, index, 0, x.numpy(), 'clip')       # 'raise', the default, would buffer all of x
+        np.take(self.base, index, 0, x.numpy(), 'clip')  # the mode 'raise' would make a second copy
         return x
 
     def part(self, rows):
-        """Rows of these rows."""
-        return Rows(self.base, self.at(rows), self.digest)
+        """Rows for these rows; nothing is read."""
+        return Rows(self.base, self.base_rows(rows), self.digest)
 
     @property
     def fingerprint(self):
-        """A hash of the content and choice of rows, which reads none of them."""
+        """A hash of the content and of the choice of rows; nothing is read."""
         return hashlib.sha256(self.digest.encode() + self.index.tobytes()).hexdigest()
 
     def to(self, device):
-        """Itself for the CPU, else a tensor there."""
+        """A tensor of all rows on the device, or these Rows themselves where the device is the CPU."""
         if torch.device(device).type == 'cpu':
             return self
+        # In pieces, so that the CPU never holds all of it.
         x = torch.empty(self.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self), 4096):
             x[start:start + 4096] = self[start:start + 4096].to(device)
         return x
 
 
+def read_converted(data, root, res, crop, strict):
+    """`read_set` of a converted set, by its name or folder: its labels are read, of its images nothing.
+
+    Exits with code 2 where the set is not there, is damaged, or contradicts an argument.
+    """
+    path = converted_folder(data, root, res)
+    info = read_json(f'{path}/set.json')
+    if not info:
+        refuse_unfinished(data, root, res)
+    if info['res'] != res:
+        refuse(f'--res {res}: {data} holds images of {info["res"]} px; use --res {info["res"]}, '
+               'or convert it anew')
+    if crop == 'pad':
+        refuse(f'--crop pad: {data} is converted and square already; leave it out')
+
+    splits = {}
+    report = []
+    for split, about in info['splits'].items():
+        skipped = about['skipped']
+        if strict and skipped:
+            refuse(f'--strict: {len(skipped)} images of {path} could not be read: {skipped[0]}')
+        try:
+            base = np.load(f'{path}/{split}.npy', mmap_mode='r')
+            labels = np.load(f'{path}/{about["labels"]}')
+        except (OSError, ValueError, EOFError) as e:
+            refuse(f'--data {data}: {path} is damaged ({e}): remove it and convert it again')
+        rows = Rows(np.asarray(base), np.arange(len(base)), about['digest'])
+        splits[split] = Split(rows, labels)
+        report += skipped_report(skipped)
+    report += info.get('notes', [])
+    return splits['train'], splits.get('val'), info['classes'], report
+
+
+def refuse_unfinished(data, root, res):
+    """Exit with code 2 and the command that converts --data, or what to get before."""
+    if not must_be_converted(data):
+        refuse(f'--data {data} is a conversion that was cut off: the command that began it continues')
+    locate(data, root)
+    refuse(f'--data {data} is not converted to --res {res} in --root {root}: '
+           f'run python data/images.py {data} --root {root} --res {res}')
+
+
+# ---- converted sets: writing
+
+def read_json(path):
+    """What a JSON file holds, {} if the file is not there or torn."""
+    try:
+        with open(path) as f:
+            return json.load(f)
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(path, value):
+    """Write a JSON file beside its place, then rename it: a killed process leaves an old or a new file."""
+    with open(f'{path}.tmp', 'w') as f:
+        json.dump(value, f, indent=1)
+        sync(f)
+    os.replace(f'{path}.tmp', path)
+
+
+def sync(f):
+    """Return when the file is on the disk."""
+    f.flush()
+    os.fsync(f.fileno())
+
+
+def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False, workers=None):
+    """Write the images of a name, folder or zip as a converted set, and return its folder.
+
+    The set lies in `out` (default: ROOT/NAME-RES):
+        set.json           what the set is, written last
+        SPLIT.npy          uint8 [N, 3, res, res], for the splits train and val
+        SPLIT-labels.npy   int64 [N]
+        lock               held by the process that writes
+
+    workers is the number of threads that decode (default: one for each core). A conversion that was killed
+    continues where it was, and its files are the same bytes in the end. Exits with code 2 and one sentence on
+    bad input, and where `out` cannot be written.
+    """
+    out = out or converted_folder(data, root, res)
+    check_conversion(data, res, crop, out, workers)
+    splits, classes, read_file = source(data, root)
+
+    def shape(im):
+        if data in CONVERTED:
+            return torchvision_square(im, res)
+        return square(im, res, crop)
+
+    def load_image(file):
+        return decode(file, read_file, shape)
+
+    # The plan changes with whatever changes the bytes. A set or a record of another plan is written anew.
+    resampling = 'bilinear' if data in CONVERTED else 'Lanczos'
+    name = os.path.basename(converted_folder(data, root, res))
+    info = {'name': name, 'res': res, 'source': f'{name}: {crop}, {resampling}'}
+    plan = json.dumps([CHUNK, info, classes, splits])
+    info['plan'] = hashlib.sha256(plan.encode()).hexdigest()
+
+    try:
+        os.makedirs(out, exist_ok=True)
+        with lock_of(out):
+            if read_json(f'{out}/set.json').get('plan') != info['plan']:
+                files, _ = splits['train']
+                sizes = survey_sizes(files, read_file)
+                info['notes'] = size_report(sizes, res, crop) if sizes else []
+                write_set(out, info, classes, splits, load_image, workers or os.cpu_count() or 1, strict)
+            for record in glob.glob(f'{glob.escape(out)}/*.part.json'):
+                os.remove(record)
+    except OSError as e:
+        refuse(f'--out {out} cannot be written ({e}): make room, and the same command continues, '
+               'or name another place')
+    return out
+
+
+def check_conversion(data, res, crop, out, workers):
+    """Exit with code 2 on arguments of `convert` that contradict each other."""
+    by_name = must_be_converted(data)
+    if not by_name and (data in NAMES or is_converted(data)):
+        refuse(f'{data} needs no conversion: train with --data {data} as it is')
+    if by_name and crop == 'pad':
+        refuse(f'--crop pad: {data} is cropped to its centre, as published; leave it out')
+    if res < 8 or workers is not None and workers < 1:
+        refuse(f'--res {res} or --workers {workers} is too small: use 8 or more px, 1 or more threads')
+    if os.path.realpath(out) == os.path.realpath(data):
+        refuse(f'--out {out} is the folder of the images: name another place')
+
+
+@contextlib.contextmanager
+def lock_of(folder):
+    """Hold the lock of a folder. A second process waits for it, and then finds the finished set."""
+    with open(f'{folder}/lock', 'w') as lock:
+        # Windows has no fcntl, and some file systems have no locks.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_set(out, info, classes, splits, load_image, workers, strict):
+    """Write all files of a converted set. set.json comes last: where it is, the others are whole."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f'{out}/set.json')  # that of another plan
+
+    records = {}
+    for split, (files, _) in splits.items():
+        records[split] = append_images(f'{out}/{split}', files, info, load_image, workers, strict)
+    if not records['train']['rows']:
+        refuse(f'{info["name"]} holds no image that can be read: {records["train"]["skipped"][:5]}')
+
+    info['splits'] = {}
+    for split, (files, labels) in splits.items():
+        info['splits'][split] = finish_split(f'{out}/{split}', files, labels, records[split], info['res'])
+    write_json(f'{out}/set.json', {**info, 'classes': classes})
+
+
+def finish_split(path, files, labels, record, res):
+    """Finish the file of one split, and return what set.json says of it.
+
+    Writes the labels of the rows and the header of PATH.part, which is then renamed to PATH.npy.
+    """
+    skipped = {file for file, _ in record['skipped']}
+    kept = [label for file, label in zip(files, labels) if file not in skipped]
+    np.save(f'{path}-labels.npy', np.array(kept, np.int64))
+    with open(f'{path}.part', 'r+b') as f:
+        write_header(f, record['rows'], res)
+        sync(f)
+    os.replace(f'{path}.part', f'{path}.npy')
+    digest = hashlib.sha256(''.join(record['chunks']).encode()).hexdigest()
+    return {'n': record['rows'], 'labels': f'{os.path.basename(path)}-labels.npy', 'digest': digest,
+            'skipped': [f'{file} ({why})' for file, why in record['skipped']]}
+
+
+def write_header(f, rows, res):
+    """Write the header of a .npy file uint8 [rows, 3, res, res], and return the header's length."""
+    f.seek(0)
+    about = {'descr': '|u1', 'fortran_order': False, 'shape': (rows, 3, res, res)}
+    np.lib.format.write_array_header_1_0(f, about)
+    return f.tell()
+
+
+def append_images(path, files, info, load_image, workers, strict):
+    """Write the pixels of the files to PATH.part, after what an earlier process left, and return the record.
+
+    The record, which is written to PATH.part.json after every CHUNK of files, holds
+        files     the number of files that are done, readable or not
+        rows      the number of images written
+        skipped   [file, why] for each file that could not be read
+        chunks    a hash of the pixels of each chunk
+    """
+    part = f'{path}.part'
+    head = write_header(io.BytesIO(), 0, info['res'])  # bytes, for any number of rows
+    row_bytes = 3 * info['res'] ** 2
+    record = resume_record(path, info['plan'], head, row_bytes)
+    first = record['files']
+    chunk = hashlib.sha256()
+    progress = Progress(path, first, len(files))
+
+    with open(part, 'ab') as f, ThreadPoolExecutor(workers) as pool:
+        # Cut off what came after the record. The header stays empty until finish_split writes it.
+        f.truncate(head + record['rows'] * row_bytes)
+        loaded = map_ahead(pool, load_image, files[first:], 4 * workers)
+        for done, (image, why) in enumerate(loaded, first + 1):
+            if image is None:
+                record['skipped'].append([files[done - 1], why])
+                if strict:
+                    break
+            else:
+                record['rows'] += 1
+                pixels = image.tobytes()
+                f.write(pixels)
+                chunk.update(pixels)
+
+            if done % CHUNK == 0 or done == len(files):
+                sync(f)  # before the record, which must not promise rows that are not there
+                record['files'] = done
+                record['chunks'].append(chunk.hexdigest())
+                write_json(f'{part}.json', record)
+                chunk = hashlib.sha256()
+            progress.show(done)
+
+    if strict and record['skipped']:
+        file, why = record['skipped'][0]
+        refuse(f'--strict: {file} cannot be read ({why})')
+    return record
+
+
+def resume_record(path, plan, head, row_bytes):
+    """Where a conversion resumes: the record of an earlier process if PATH.part fits it, else a new one."""
+    part = f'{path}.part'
+    record = read_json(f'{part}.json')
+    if record.get('plan') == plan:
+        if not os.path.exists(part) and os.path.exists(f'{path}.npy'):
+            os.replace(f'{path}.npy', part)  # this split was finished, but the set was not
+        if os.path.exists(part) and os.path.getsize(part) >= head + record['rows'] * row_bytes:
+            return record
+
+    record = {'plan': plan, 'files': 0, 'rows': 0, 'skipped': [], 'chunks': []}
+    write_json(f'{part}.json', record)  # before the first row, so that an old record never meets new rows
+    return record
+
+
+def map_ahead(pool, function, items, n):
+    """Yield function(item) for each item, in order, while up to n of them are under way in the pool."""
+    jobs = collections.deque()
+    for item in items:
+        jobs.append(pool.submit(function, item))
+        if len(jobs) == n:
+            yield jobs.popleft().result()
+    while jobs:
+        yield jobs.popleft().result()
+
+
+class Progress:
+    """How far a long work is, on stderr: a moving bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self, what, first, total):
+        self.what = what
+        self.first = first
+        self.total = total
+        self.is_terminal = sys.stderr.isatty()
+        self.pause = .2 if self.is_terminal else 10  # seconds
+        self.start = time.monotonic()
+        self.shown = self.start
+
+    def show(self, done):
+        """Say that `done` of the items are done, if the last time is long ago or all are."""
+        now = time.monotonic()
+        if done < self.total and now - self.shown <= self.pause:
+            return
+        self.shown = now
+        rate = (done - self.first) / (now - self.start + 1e-9)
+        left = datetime.timedelta(seconds=int((self.total - done) / rate))
+
+        bar = ''
+        end = '\n'
+        if self.is_terminal:
+            bar = f"\r[{'#' * (20 * done // self.total):<20}] "
+            end = '\n' if done == self.total else ''
+        text = f'{self.what} {done}/{self.total}, {rate:.0f} images/s, {left} left '
+        print(bar + text, end=end, file=sys.stderr, flush=True)
+
+
+# ---- batches, feeding and grids
+
+def batch(images, index=None, flip=None):
+    """A float batch of uint8 images, in [-1, 1], on their device, channels_last.
+
+    images    uint8 [N, 3, H, W], a tensor or Rows
+    index     n row numbers, or None for all rows
+    flip      n booleans, true where an image is mirrored, or None
+
+    Returns float32 [n, 3, H, W].
+    """
+    if index is None:
+        x = images[:]
+    else:
+        x = images[torch.as_tensor(index, device=images.device)]
+    if flip is not None:
+        flip = torch.as_tensor(flip, device=x.device)[:, None, None, None]  # [n, 1, 1, 1]
+        x = torch.where(flip, x.flip(3), x)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x.float() / 127.5 - 1
+
+
 def fits(images, device):
-    """Whether images may live on the device: all but large Rows, which it would fill, and Rows on the CPU."""
+    """Whether the images may live on the device.
+
+    Tensors may. Rows may live on a GPU whose free memory is more than twice their size.
+    """
     if not isinstance(images, Rows):
         return True
-    return device.type == 'cuda' and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    if device.type != 'cuda':
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < free / 2
 
 
 def feed(images, orders, device='cpu'):
-    """Yields uint8 [n, 3, H, W] on the device for each row numbers [n] that `orders` yields, which may have no end.
+    """Yield uint8 [n, 3, H, W] on the device for each list of n row numbers in `orders`; it may be endless.
 
-    What fits is moved there once; of other Rows a thread reads two batches ahead, and ends with the generator."""
+    What fits is moved to the device once. Of other Rows a thread, which ends with the generator, reads two
+    batches ahead.
+    """
     device = torch.device(device)
     if fits(images, device):
         images = images.to(device)
         for index in orders:
             yield images[torch.as_tensor(index, device=images.device)]
         return
-    pinned = device.type == 'cuda'
+
+    pinned = device.type == 'cuda'  # pinned memory is copied to the GPU while the GPU computes
     with ThreadPoolExecutor(1) as pool:
-        for x in ahead(pool, lambda index: images.read(index, pinned), orders, 3):
+        # Three are under way: the one that is waited for, and two ahead.
+        for x in map_ahead(pool, lambda index: images.read(index, pinned), orders, 3):
             yield x.to(device, non_blocking=pinned)
 
 
-def batch(images, index=None, flip=None):
-    """Rows [n] (default: all) of uint8 images, on their device, as float [-1, 1] [n, 3, H, W] channels_last.
-
-    flip [n]: mirrored where true."""
-    x = images[:] if index is None else images[torch.as_tensor(index, device=images.device)]
-    if flip is not None:
-        flip = torch.as_tensor(flip, device=x.device)[:, None, None, None]
-        x = torch.where(flip, x.flip(3), x)
-    return x.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
-
-
 def save_grid(path, images, columns=8):
-    """Write uint8 images [N, 3, H, W] as one PNG, left to right, top to bottom, beside its place and then renamed."""
+    """Write uint8 images [N, 3, H, W] as one PNG, from left to right and top to bottom, filled up with white.
+
+    The file is written beside its place and then renamed, so that nobody sees a half of it.
+    """
     n, c, h, w = images.shape
-    rows = -(-n // columns)
+    rows = -(-n // columns)  # rounded up
     sheet = np.full((rows * columns, h, w, c), 255, np.uint8)
     sheet[:n] = images.cpu().permute(0, 2, 3, 1).numpy()
-    sheet = sheet.reshape(rows, columns, h, w, c).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, c)
+    sheet = sheet.reshape(rows, columns, h, w, c)
+    sheet = sheet.transpose(0, 2, 1, 3, 4)  # [rows, h, columns, w, c]
+    sheet = sheet.reshape(rows * h, columns * w, c)
     Image.fromarray(sheet).save(f'{path}.tmp', 'PNG')
     os.replace(f'{path}.tmp', path)
 
 
+# ---- python data/images.py: a conversion
+
 def main(argv=None):
-    """Converts a large set, and says what is in it."""
-    p = argparse.ArgumentParser(description='Convert images to be read by rows; see the top of this file.')
-    a = p.add_argument
-    a('data', metavar='NAME|FOLDER|ZIP', help=f"{', '.join(CONVERTED)}, ffhq, lsun-..., or images (folders: classes)")
-    a('--root', default='datasets', help='where named sets lie, and where the converted one goes, as ROOT/NAME-RES')
-    a('--res', type=int, required=True, help='resolution')
-    a('--out', metavar='DIR', help='another place for the converted set')
-    a('--crop', choices=['centre', 'pad'], default='centre', help='how images become square')
-    a('--strict', action='store_true', help='stop at the first image that cannot be read')
-    a('--workers', type=int, help='threads (default: one a core)')
-    out = convert(**vars(p.parse_args(argv)))
+    """Convert a data set, and say what is in it."""
+    parser = argparse.ArgumentParser(description='Convert a data set to one file that training reads.')
+    parser.add_argument('data', metavar='NAME|FOLDER|ZIP',
+                        help=f"{', '.join(CONVERTED)}, ffhq, lsun-..., or images (sub-folders are classes)")
+    parser.add_argument('--root', default='datasets',
+                        help='where named sets lie, and where the converted one goes, as ROOT/NAME-RES')
+    parser.add_argument('--res', type=int, required=True, help='width and height of the images in pixels')
+    parser.add_argument('--out', metavar='DIR', help='another place for the converted set')
+    parser.add_argument('--crop', choices=['centre', 'pad'], default='centre', help='how images get square')
+    parser.add_argument('--strict', action='store_true', help='stop at the first image that cannot be read')
+    parser.add_argument('--workers', type=int, help='threads (default: one for each core)')
+    args = parser.parse_args(argv)
+
+    out = convert(args.data, args.root, args.res, args.crop, args.out, args.strict, args.workers)
     info = read_json(f'{out}/set.json')
-    for split, entry in info['splits'].items():
-        print(f"{out}: {entry['n']} images in {split}", *skipped(entry['skipped']), sep='\n')
-    print(*info.get('notes', []), sep='\n')
+    for split, about in info['splits'].items():
+        print(f'{out}: {about["n"]} images in {split}')
+        for line in skipped_report(about['skipped']):
+            print(line)
+    for line in info.get('notes', []):
+        print(line)
 
 
 if __name__ == '__main__':

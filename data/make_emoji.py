@@ -1,16 +1,18 @@
-"""Draws the two bundled image sets, `emoji` (32x32) and `emoji-faces` (128x128), from Noto Color Emoji.
+"""Draw the two bundled image sets, `emoji` (32x32) and `emoji-faces` (128x128), from Noto Color Emoji.
 
+Use:
     apt install fonts-noto-color-emoji unicode-data libfribidi0
     pip install numpy pillow
     python data/make_emoji.py
     python data/make_emoji.py --font NotoColorEmoji.ttf --emoji-test emoji-test.txt --out data/emoji
 
-The first line is for Debian; elsewhere name the font (the CBDT build, with bitmaps) and the list with the flags.
-Sequences (flags, skin tones, families) need Pillow's raqm layout; its wheels carry it and load libfribidi when run.
-Writes emoji.png, emoji-faces.png and emoji.json; one font, list and Pillow give the same bytes each time.
-The artwork is Apache-2.0 and the font OFL-1.1, see data/emoji/LICENSE.md.
-"""
+The first line is for Debian. Elsewhere, name the font (the CBDT build, which has bitmaps) and the list with
+the two flags. Sequences (flags, skin tones, families) need Pillow's raqm layout. Pillow's wheels carry raqm,
+which loads libfribidi.
 
+The files written are emoji.png, emoji-faces.png and emoji.json. One font, one list and one version of Pillow
+give the same bytes each time. The artwork is Apache-2.0 and the font OFL-1.1, see data/emoji/LICENSE.md.
+"""
 import argparse
 import json
 import random
@@ -25,16 +27,57 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 STRIKE = 109  # the one pixel size at which a CBDT Noto font has bitmaps, each 136 wide and 128 high
 MARGIN = 4  # the bitmaps are 128x128 drawings with this much empty space on the left and on the right
-FACE_TRAIN, FACE_TEST_MIN = 100, 15
+
+FACE_TRAIN = 100  # as many as in a 100-shot set
+FACE_TEST_MIN = 15
 FACE_SEED = 0
-FACE_NEAR = 24  # root mean square difference (of 255) under which two faces count as variants of one drawing
+FACE_NEAR = 24  # root mean square difference (of 255) under which two faces are variants of one drawing
 FACE_EXTRA = {'clown face', 'full moon face', 'sun with face'}  # round faces of other subgroups
-GENDER = str.maketrans({  # each gendered glyph to the gender-neutral one, in which ZWJ and U+FE0F are left out
-    '👨': '🧑', '👩': '🧑', '👦': '🧒', '👧': '🧒', '👴': '🧓', '👵': '🧓', '🤴': '🫅', '👸': '🫅', '🕺': '💃',
-    '🎅': '🧑🎄', '🤶': '🧑🎄', '🤰': '🫄', '🫃': '🫄', '🤝': '🫱🫲', '👫': '🧑🫱🫲🧑', '👬': '🧑🫱🫲🧑',
-    '👭': '🧑🫱🫲🧑', '💏': '🧑❤💋🧑', '💑': '🧑❤🧑', '👪': '🧑🧑🧒',
+
+SKIN_TONE = '[\U0001f3fb-\U0001f3ff]'
+
+# Each gendered glyph to the gender-neutral one, in which the joiner and U+FE0F are left out.
+GENDER = str.maketrans({
+    '👨': '🧑', '👩': '🧑', '👦': '🧒', '👧': '🧒', '👴': '🧓', '👵': '🧓', '🤴': '🫅', '👸': '🫅',
+    '🎅': '🧑🎄', '🤶': '🧑🎄', '🤰': '🫄', '🫃': '🫄', '🕺': '💃', '🤝': '🫱🫲',
+    '👫': '🧑🫱🫲🧑', '👬': '🧑🫱🫲🧑', '👭': '🧑🫱🫲🧑', '💏': '🧑❤💋🧑', '💑': '🧑❤🧑', '👪': '🧑🧑🧒',
 })
 
+
+# ---- flags and refusals
+
+def get_args(argv=None):
+    """The flags. Exits with code 2 where a file is missing."""
+    share = Path('/usr/share')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('--font', type=Path, default=share / 'fonts/truetype/noto/NotoColorEmoji.ttf',
+                        help='Noto Color Emoji, the CBDT build')
+    parser.add_argument('--emoji-test', type=Path, default=share / 'unicode/emoji/emoji-test.txt',
+                        help="Unicode's list of the emoji")
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'emoji', help='folder to write')
+    args = parser.parse_args(argv)
+
+    check_file('--font', args.font, 'fonts-noto-color-emoji')
+    check_file('--emoji-test', args.emoji_test, 'unicode-data')
+    if args.out.exists() and not args.out.is_dir():
+        fail(f'--out {args.out} is not a folder; name a folder with --out.')
+    return args
+
+
+def check_file(flag, path, package):
+    """Exit with code 2 where the file of a flag is missing, which a Debian package holds."""
+    if not path.is_file():
+        fail(f'{flag} {path} is not a file; '
+             f'install the Debian package {package} or name the file with {flag}.')
+
+
+def fail(sentence):
+    """End the program with one sentence and exit code 2."""
+    print(f'make_emoji.py: error: {sentence}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---- the list and the font
 
 class Entry(NamedTuple):
     """One fully-qualified line of emoji-test.txt."""
@@ -44,183 +87,218 @@ class Entry(NamedTuple):
     name: str
 
 
-def fail(message):
-    """Ends the program with one sentence and exit code 2."""
-    print(f'make_emoji.py: error: {message}', file=sys.stderr)
-    raise SystemExit(2)
-
-
 def read_list(path):
-    """Reads emoji-test.txt into its Unicode emoji version and a list of entries in Unicode order."""
-    version, group, subgroup, entries = '', '', '', []
+    """The version of Unicode's emoji-test.txt, and a list of its Entries in Unicode order."""
+    line_of_emoji = re.compile(r'([0-9A-F ]+); fully-qualified +# \S+ E[\d.]+ (.+)')  # codes, status, name
+    version = group = subgroup = ''
+    entries = []
     for line in path.read_text(encoding='utf-8').splitlines():
-        if line.startswith('# Version: '):
+        match = line_of_emoji.match(line)
+        if match:
+            codes, name = match.groups()
+            text = ''.join(chr(int(code, 16)) for code in codes.split())
+            entries.append(Entry(group, subgroup, text, name))
+        elif line.startswith('# Version: '):
             version = line.split()[-1]
         elif line.startswith('# group: '):
             group = line.removeprefix('# group: ')
         elif line.startswith('# subgroup: '):
             subgroup = line.removeprefix('# subgroup: ')
-        elif match := re.match(r'([0-9A-F ]+); fully-qualified +# \S+ E[\d.]+ (.+)', line):
-            text = ''.join(chr(int(code, 16)) for code in match[1].split())
-            entries.append(Entry(group, subgroup, text, match[2]))
     return version, entries
 
 
+def open_font(path):
+    """The bitmap strike, with the layout engine that joins sequences into one glyph."""
+    if not features.check('raqm'):
+        fail('Pillow has no raqm layout here; '
+             'install libfribidi0 (Debian) or fribidi and a pip wheel of Pillow.')
+    try:
+        return ImageFont.truetype(path, STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    except OSError as error:
+        fail(f'--font {path} has no bitmaps of size {STRIKE} ({error}); name the CBDT build with --font.')
+
+
 def font_version(path):
-    """Finds the version number in the names of a font file, as Pillow tells the family and style only."""
-    found = re.search(rb'V\0e\0r\0s\0i\0o\0n\0 \0([0-9.\0]+)', path.read_bytes())
-    return found[1].replace(b'\0', b'').decode() if found else 'unknown'
+    """The version number in the names of a font file, which Pillow does not tell."""
+    found = re.search(rb'V\0e\0r\0s\0i\0o\0n\0 \0([0-9.\0]+)', path.read_bytes())  # in UTF-16
+    if found is None:
+        return 'unknown'
+    return found[1].replace(b'\0', b'').decode()
 
 
-def draw(font, text):
-    """Draws one emoji on white, pixel for pixel as the font stores it, or returns None if it is not one glyph."""
-    if font.getlength(text) != font.getlength('😀') or not font.getmask(text).getbbox():
+def draw_glyph(font, text):
+    """One emoji on white, 128x128, pixel for pixel as the font stores it; None if it is not one glyph."""
+    # A sequence without a glyph of its own is as wide as its parts. An unknown character is empty.
+    one_glyph = font.getlength(text) == font.getlength('😀')
+    if not one_glyph or not font.getmask(text).getbbox():
         return None
     image = Image.new('RGB', (128, 128), 'white')
     ImageDraw.Draw(image).text((-MARGIN, 0), text, font=font, embedded_color=True)
     return image
 
 
+# ---- bases: the variants of one glyph
+
 def neutral(text):
-    """Strips skin tone and gender, so that all variants of one people glyph give the same string."""
-    return re.sub('[\U0001f3fb-\U0001f3ff\u200d\ufe0f]|(?<=\u200d)[\u2640\u2642]', '', text).translate(GENDER)
+    """The text without skin tone and gender: all variants of one people glyph give the same string."""
+    # Skin tones, joiners and U+FE0F go, and so does a female or male sign that a joiner precedes.
+    text = re.sub(SKIN_TONE + '|[\u200d\ufe0f]|(?<=\u200d)[\u2640\u2642]', '', text)
+    return text.translate(GENDER)
 
 
 def number_bases(entries, tiles):
-    """Numbers the base glyphs by first appearance; identical drawings (some flags) share one, int [N]."""
-    number, base = {}, []
+    """The number of the base glyph of each emoji, a list of N ints, in the order of first appearance.
+
+    Variants of one glyph share a base, and so do identical drawings, as of some flags.
+    tiles is uint8 [N, S, S, 3].
+    """
+    number = {}  # of a neutral text or of the bytes of a drawing
+    base = []
     for entry, tile in zip(entries, tiles, strict=True):
-        key, pixels = neutral(entry.text), tile.tobytes()
-        base.append(number.get(key, number.get(pixels, 1 + max(base, default=-1))))
-        number[key] = number[pixels] = base[-1]
+        key = neutral(entry.text)
+        pixels = tile.tobytes()
+        if key in number:
+            mine = number[key]
+        elif pixels in number:
+            mine = number[pixels]
+        else:
+            mine = 1 + max(base, default=-1)
+        number[key] = mine
+        number[pixels] = mine
+        base.append(mine)
     return base
 
 
 def is_face(entry):
-    """Tells the round faces, and the cats that wear the same expressions, from the other emoji."""
-    expression = entry.subgroup.startswith('face-') and entry.subgroup != 'face-costume'
-    return (expression and 'skull' not in entry.name) or entry.subgroup == 'cat-face' or entry.name in FACE_EXTRA
+    """Whether an emoji is a round face, or a cat that wears one of their expressions."""
+    if entry.subgroup == 'cat-face' or entry.name in FACE_EXTRA:
+        return True
+    if entry.subgroup == 'face-costume' or 'skull' in entry.name:
+        return False
+    return entry.subgroup.startswith('face-')
 
 
 def number_faces(entries, tiles):
-    """Gives faces with one leading code point, or with nearly the same drawing, one number, int [N]."""
-    pixels, label = tiles.astype(np.int32), list(range(len(entries)))
+    """The number of the base of each face, a list of N ints, in the order of first appearance.
+
+    Faces share a base if their first code point is the same, or if their drawings are nearly the same, or if
+    both share it with a third. tiles is uint8 [N, S, S, 3].
+    """
+    pixels = tiles.astype(np.int32)
+    label = list(range(len(entries)))
     for i, entry in enumerate(entries):
-        near = np.mean((pixels[:i] - pixels[i]) ** 2, axis=(1, 2, 3)) < FACE_NEAR ** 2  # bool [i]
+        distance = np.mean((pixels[:i] - pixels[i]) ** 2, axis=(1, 2, 3))  # mean square, [i]
+        near = distance < FACE_NEAR ** 2
         for j in range(i):
             if near[j] or entries[j].text[0] == entry.text[0]:
-                label = [label[j] if old == label[i] else old for old in label]
+                mine = label[i]
+                label = [label[j] if old == mine else old for old in label]
     order = list(dict.fromkeys(label))
     return [order.index(old) for old in label]
 
 
 def choose_test(base):
-    """Holds out whole bases, in a seeded order, until FACE_TRAIN images are left, bool [N]."""
-    rng, sizes, test = random.Random(FACE_SEED), Counter(base), set()
+    """Which faces are held out, N bools: whole bases, in a seeded order, until FACE_TRAIN are left."""
+    rng = random.Random(FACE_SEED)
+    sizes = Counter(base)
+    spare = len(base) - FACE_TRAIN
+    test = set()
     for key in sorted(sizes, key=lambda _: rng.random()):
-        if sum(sizes[k] for k in test) + sizes[key] <= len(base) - FACE_TRAIN:
+        if sizes[key] <= spare:
             test.add(key)
+            spare -= sizes[key]
     return [key in test for key in base]
 
 
-def save_atlas(path, tiles, columns):
-    """Writes tiles in reading order as one PNG; the last row is filled up with white."""
-    size = tiles.shape[1]
-    blank = np.full((-len(tiles) % columns, size, size, 3), 255, np.uint8)
-    grid = np.concatenate([tiles, blank]).reshape(-1, columns, size, size, 3)  # uint8 [rows, columns, S, S, 3]
-    image = grid.swapaxes(1, 2).reshape(-1, columns * size, 3)  # uint8 [rows * S, columns * S, 3]
-    Image.fromarray(image).save(path, optimize=True)
+# ---- the files
 
-
-def describe(entries, base, classes, **fields):
-    """Collects the fields of one set: settings first, then one flat list of N values per field."""
-    return {
-        **fields,
-        'class': [classes.index(entry.group) for entry in entries],
-        'base': base,
-        'plain': [not re.search('[\U0001f3fb-\U0001f3ff]', entry.text) for entry in entries],
-        'codes': ['-'.join(f'{ord(char):x}' for char in entry.text) for entry in entries],
-        'names': [entry.name for entry in entries],
-    }
-
-
-def make_emoji(out, entries, images, classes):
-    """Writes every emoji at 32x32 and returns the fields of the set."""
-    tiles = np.stack([image.resize((32, 32), Image.Resampling.LANCZOS) for image in images])  # uint8 [N, 32, 32, 3]
+def make_emoji(out, drawn, classes):
+    """Write the emoji {Entry: image} at 32x32, and return the fields of the set."""
+    entries = list(drawn)
+    small = [image.resize((32, 32), Image.Resampling.LANCZOS) for image in drawn.values()]
+    tiles = np.stack(small)  # uint8 [N, 32, 32, 3]
     save_atlas(out / 'emoji.png', tiles, columns=64)
     return describe(entries, number_bases(entries, tiles), classes, atlas='emoji.png', size=32, columns=64)
 
 
-def make_faces(out, entries, images, classes):
-    """Writes the faces at 128x128, the training images first, and returns the fields of the set."""
-    tiles = np.stack(images)  # uint8 [N, 128, 128, 3]
+def make_faces(out, drawn, classes):
+    """Write the faces {Entry: image} at 128x128, training images first, and return the fields of the set."""
+    entries = list(drawn)
+    tiles = np.stack(list(drawn.values()))  # uint8 [N, 128, 128, 3]
     base = number_faces(entries, tiles)
     test = choose_test(base)
-    order = sorted(range(len(entries)), key=lambda i: test[i])
+
+    order = sorted(range(len(entries)), key=lambda i: test[i])  # stable
     save_atlas(out / 'emoji-faces.png', tiles[order], columns=10)
     split = ['test' if test[i] else 'train' for i in order]
-    return describe([entries[i] for i in order], [base[i] for i in order], classes,
-                    atlas='emoji-faces.png', size=128, columns=10, split=split)
+    entries = [entries[i] for i in order]
+    base = [base[i] for i in order]
+    return describe(entries, base, classes, atlas='emoji-faces.png', size=128, columns=10, split=split)
+
+
+def save_atlas(path, tiles, columns):
+    """Write tiles uint8 [N, S, S, 3] in reading order as one PNG, whose last row is filled up with white."""
+    size = tiles.shape[1]
+    blank = np.full((-len(tiles) % columns, size, size, 3), 255, np.uint8)
+    grid = np.concatenate([tiles, blank]).reshape(-1, columns, size, size, 3)
+    grid = grid.swapaxes(1, 2)  # [rows, S, columns, S, 3]
+    Image.fromarray(grid.reshape(-1, columns * size, 3)).save(path, optimize=True)
+
+
+def describe(entries, base, classes, **settings):
+    """The fields of one set: the settings first, then one list of N values for each field."""
+    fields = {**settings, 'class': [], 'base': base, 'plain': [], 'codes': [], 'names': []}
+    for entry in entries:
+        codes = [f'{ord(char):x}' for char in entry.text]
+        fields['class'].append(classes.index(entry.group))
+        fields['plain'].append(not re.search(SKIN_TONE, entry.text))
+        fields['codes'].append('-'.join(codes))
+        fields['names'].append(entry.name)
+    return fields
 
 
 def save_json(path, about):
-    """Writes compact JSON with one line per list, so that a change shows as a few lines."""
+    """Write compact JSON with one line for each list, so that a change shows as a few lines."""
     text = json.dumps(about, ensure_ascii=False, separators=(',', ':'))
-    path.write_text(re.sub(r'\{|[]}],(?=")', r'\g<0>\n', text) + '\n', encoding='utf-8')
+    text = re.sub(r'\{|[]}],(?=")', r'\g<0>\n', text)
+    path.write_text(text + '\n', encoding='utf-8')
 
 
 def print_histogram(classes, fields):
-    """Prints the images, plain images and bases of each class of one set."""
+    """Print the number of images, plain images and bases of each class of one set."""
     rows = list(zip(fields['class'], fields['plain'], fields['base'], strict=True))
     print(f'{"class":<20}{"images":>8}{"plain":>8}{"bases":>8}')
     for number, name in [*enumerate(classes), (None, 'total')]:
         mine = [row for row in rows if number in (None, row[0])]
-        print(f'{name:<20}{len(mine):>8}{sum(row[1] for row in mine):>8}{len({row[2] for row in mine}):>8}')
+        plain = sum(row[1] for row in mine)
+        bases = len({row[2] for row in mine})
+        print(f'{name:<20}{len(mine):>8}{plain:>8}{bases:>8}')
 
 
-def parse_flags():
-    """Reads the flags and ends the program if a file is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    share = Path('/usr/share')
-    parser.add_argument('--font', type=Path, default=share / 'fonts/truetype/noto/NotoColorEmoji.ttf', help='CBDT font')
-    parser.add_argument('--emoji-test', type=Path, default=share / 'unicode/emoji/emoji-test.txt', help='Unicode list')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'emoji', help='folder to write')
-    flags = parser.parse_args()
-    for name, path, package in [('--font', flags.font, 'fonts-noto-color-emoji'),
-                                ('--emoji-test', flags.emoji_test, 'unicode-data')]:
-        if not path.is_file():
-            fail(f'{name} {path} is not a file; install the Debian package {package} or name the file with {name}.')
-    if flags.out.exists() and not flags.out.is_dir():
-        fail(f'--out {flags.out} is not a folder; name a folder with --out.')
-    return flags
+def main(argv=None):
+    """Draw both sets, write their description and print the histogram of the classes."""
+    args = get_args(argv)
+    font = open_font(args.font)
+    version, listed = read_list(args.emoji_test)
 
-
-def open_font(path):
-    """Opens the bitmap strike with the layout engine that joins sequences into one glyph."""
-    if not features.check('raqm'):
-        fail('Pillow has no raqm layout here; install libfribidi0 (Debian) or fribidi and a pip wheel of Pillow.')
-    try:
-        return ImageFont.truetype(path, STRIKE, layout_engine=ImageFont.Layout.RAQM)
-    except OSError as error:
-        fail(f'--font {path} has no bitmaps of size {STRIKE} ({error}); name the CBDT NotoColorEmoji.ttf with --font.')
-
-
-def main():
-    """Draws both sets, writes their description and prints the class histogram."""
-    flags = parse_flags()
-    font = open_font(flags.font)
-    version, listed = read_list(flags.emoji_test)
-    drawn = {entry: image for entry in listed if (image := draw(font, entry.text))}
+    # Draw what the font has. The list may be newer than the font.
+    drawn = {}
+    for entry in listed:
+        image = draw_glyph(font, entry.text)
+        if image is not None:
+            drawn[entry] = image
     faces = {entry: image for entry, image in drawn.items() if is_face(entry)}
     if len(faces) < FACE_TRAIN + FACE_TEST_MIN:
-        fail(f'--emoji-test {flags.emoji_test} and --font {flags.font} share {len(faces)} faces of the '
+        fail(f'--emoji-test {args.emoji_test} and --font {args.font} share {len(faces)} faces of the '
              f'{FACE_TRAIN + FACE_TEST_MIN} needed; take the list and font of Unicode 15 or newer.')
-    flags.out.mkdir(parents=True, exist_ok=True)
-    classes = list(dict.fromkeys(entry.group for entry in drawn))
-    about = {'font': font.getname()[0], 'font_version': font_version(flags.font), 'unicode': version}
-    sets = {'emoji': make_emoji(flags.out, list(drawn), list(drawn.values()), classes),
-            'emoji-faces': make_faces(flags.out, list(faces), list(faces.values()), classes)}
-    save_json(flags.out / 'emoji.json', {**about, 'classes': classes, 'sets': sets})
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    classes = list(dict.fromkeys(entry.group for entry in drawn))  # in Unicode order
+    about = {'font': font.getname()[0], 'font_version': font_version(args.font), 'unicode': version}
+    sets = {'emoji': make_emoji(args.out, drawn, classes),
+            'emoji-faces': make_faces(args.out, faces, classes)}
+    save_json(args.out / 'emoji.json', {**about, 'classes': classes, 'sets': sets})
+
     print_histogram(classes, sets['emoji'])
     print(f'left out, not one glyph of the font: {len(listed) - len(drawn)}')
     print('emoji-faces:', dict(Counter(sets['emoji-faces']['split'])))

@@ -1,18 +1,34 @@
-"""SNGAN: the unconditional residual GAN with spectral normalisation of Miyato et al. 2018, as the paper trains it.
+"""SNGAN, the unconditional residual GAN of Miyato et al. 2018, as the paper trains it.
 
 Use:
     import torch
     from sngan import Generator, Discriminator      # models.sngan inside the repository
     G, D = Generator(), Discriminator()             # 32 px, 4,276,739 and 1,053,824 parameters
-    h, G2 = G.split(torch.randn(8, 128), 1)         # h = G1(z) [8, 256, 4, 4] and G2, so that G2(h) == G(z)
+    h, G2 = G.split(torch.randn(8, 128), 1)         # the feature h = G1(z) [8, 256, 4, 4], and G2(h) == G(z)
     score = D(G2(h))                                # images in [-1, 1] [8, 3, 32, 32] -> logits [8]
 
-Spectral normalisation:  W_bar = W / sigma(W),  sigma(W) = u^T W v  after one power iteration  v ~ W^T u,  u ~ W v
-for every training-mode forward, or for every `with torch.nn.utils.parametrize.cached():` around several of them.
+Every weight W of D is divided by its largest singular value (Miyato et al. 2018, Eq. 8 and Algorithm 1):
+    W_bar = W / sigma(W),   sigma(W) = u^T W v   after one power iteration   v ~ W^T u,   u ~ W v
+A power iteration runs in every forward pass in training mode.  All passes share one inside
+    with torch.nn.utils.parametrize.cached():
 
-The layers are those of the authors' released SNGAN.  Two of its steps are written as one convolution each, which is
-the same function: nearest x2 then 3x3 is a transposed 4x4 of stride 2, and 3x3 then 2x2 mean is a 4x4 of stride 2 (both
-with 4/9 of the multiplications); 1x1 shortcuts run at the lower of two resolutions, where they commute with resampling.
+`h, rest = net.split(x, cut)` cuts a network behind its first `cut` stages: h is the feature there, and
+rest(h) runs the other stages.  At cut 0, h is the input and rest the whole network.  At the last cut, h is
+the output and rest returns h as it is.  A negative cut counts from the end: -1 is in front of the last stage.
+AdvAug cuts G at 1 and D at -1.  At 32 px:
+    cut   G behind            h                     cut   D behind            h
+    0     (z)                 [N, 128]              0     (images)            [N, 3, 32, 32]
+    1     to_feature          [N, 256, 4, 4]        1     block1              [N, 128, 16, 16]
+    2     block2              [N, 256, 8, 8]        2     block2              [N, 128, 8, 8]
+    3     block3              [N, 256, 16, 16]      3     block3              [N, 128, 8, 8]
+    4     block4              [N, 256, 32, 32]      4     block4              [N, 128, 8, 8]
+    5     to_image            [N, 3, 32, 32]        5     pool                [N, 128]
+                                                    6     head                [N]
+
+The layers are those of the authors' released SNGAN.  Two pairs of its layers are computed as one convolution
+each, with 4/9 of the multiplications and the same result.  A nearest x2 upsampling and a 3x3 convolution are
+a transposed 4x4 convolution of stride 2.  A 3x3 convolution and a 2x2 mean are a 4x4 convolution of stride 2.
+The 1x1 convolutions of shortcuts run at the lower one of two resolutions: they commute with the resampling.
 """
 import torch
 import torch.nn.functional as F
@@ -20,90 +36,150 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
+# ---- spectral normalisation
+
 class SpectralNorm(nn.Module):
-    """Parametrization W -> W / sigma(W); buffers u [out], v [in k k]. One power iteration in training mode, fp32."""
+    """Parametrization W -> W / sigma(W) in fp32, with one power iteration a call in training mode.
+
+    W is [out, in, k, k] or [out, in].  The buffers are the singular vectors u [out] and v [in k k]."""
 
     def __init__(self, weight, eps=1e-12):
         super().__init__()
-        w = weight.detach().flatten(1)                                             # [out, in k k]
+        matrix = weight.detach().flatten(1)                    # [out, in k k]
+        u = torch.randn(matrix.shape[0], device=matrix.device)
+        v = torch.randn(matrix.shape[1], device=matrix.device)
         self.eps = eps
-        self.register_buffer('u', F.normalize(torch.randn(w.shape[0], device=w.device), dim=0, eps=eps))
-        self.register_buffer('v', F.normalize(torch.randn(w.shape[1], device=w.device), dim=0, eps=eps))
+        self.register_buffer('u', F.normalize(u, dim=0, eps=eps))
+        self.register_buffer('v', F.normalize(v, dim=0, eps=eps))
 
     def forward(self, weight):
-        with torch.autocast(weight.device.type, enabled=False):                    # bf16 would lose u and v
-            w = weight.flatten(1)
-            u, v = self.u.clone(), self.v.clone()     # clones: the buffers change before an earlier graph runs backward
+        # Without autocast: u and v would lose their direction in bf16.
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = weight.flatten(1)                         # [out, in k k]
+
+            # Clones, because the buffers change before the graph of an earlier pass runs backward.
+            u = self.u.clone()
+            v = self.v.clone()
+
+            # Algorithm 1, step 1: v before u, as released.
             if self.training:
                 with torch.no_grad():
-                    v = F.normalize(w.t().mv(u), dim=0, eps=self.eps)
-                    u = F.normalize(w.mv(v), dim=0, eps=self.eps)
-                    self.u.copy_(u), self.v.copy_(v)
-            return weight / u.dot(w.mv(v))
+                    v = F.normalize(matrix.t().mv(u), dim=0, eps=self.eps)
+                    u = F.normalize(matrix.mv(v), dim=0, eps=self.eps)
+                    self.u.copy_(u)
+                    self.v.copy_(v)
+
+            # Algorithm 1, step 2: the gradient flows through W, not through u and v.
+            sigma = u.dot(matrix.mv(v))
+            return weight / sigma
 
 
 def normalised(layer):
-    """The layer with its weight under spectral normalisation."""
-    return parametrize.register_parametrization(layer, 'weight', SpectralNorm(layer.weight), unsafe=True)
+    """The layer, in place, with its weight under spectral normalisation."""
+    norm = SpectralNorm(layer.weight)
+    return parametrize.register_parametrization(layer, 'weight', norm, unsafe=True)
 
 
-def smear(w):
-    """Kernels [o, i, 3, 3] convolved with a 2x2 box of ones [o, i, 4, 4]."""
-    k = F.pad(w, (1, 1, 1, 1))
-    return k[..., 1:, 1:] + k[..., :-1, 1:] + k[..., 1:, :-1] + k[..., :-1, :-1]
+def stored_weight(layer):
+    """The parameter behind the weight of a layer: W, not W / sigma(W)."""
+    if parametrize.is_parametrized(layer):
+        return layer.parametrizations.weight.original
+    return layer.weight
+
+
+# ---- layers
+
+def box_filtered(kernel):
+    """A kernel [O, I, 3, 3] convolved with a 2x2 box of ones: [O, I, 4, 4]."""
+    k = F.pad(kernel, (1, 1, 1, 1))                            # [O, I, 5, 5]
+    total = k[..., 1:, 1:] + k[..., :-1, 1:]
+    total = total + k[..., 1:, :-1]
+    return total + k[..., :-1, :-1]
 
 
 def up_conv(x, conv):
-    """3x3 convolution of the nearest x2 upsampling of x, computed at the low resolution."""
-    return F.conv_transpose2d(x, smear(conv.weight.flip(2, 3)).transpose(0, 1), conv.bias, stride=2, padding=1)
+    """The 3x3 convolution of the nearest x2 upsampling of x: [N, I, H, W] -> [N, O, 2H, 2W].
+
+    It is computed at the low resolution: the taps that fall on copies of one pixel are added."""
+    kernel = box_filtered(conv.weight.flip(2, 3))              # [O, I, 4, 4]
+    kernel = kernel.transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 def conv_down(x, conv):
-    """2x2 mean of the 3x3 convolution of x, computed at the low resolution."""
-    return F.conv2d(x, smear(conv.weight) / 4, conv.bias, stride=2, padding=1)
+    """The 2x2 mean of the 3x3 convolution of x: [N, I, H, W] -> [N, O, H/2, W/2].
+
+    It is computed at the low resolution: the mean of four shifted 3x3 kernels is one 4x4 kernel."""
+    kernel = box_filtered(conv.weight) / 4                     # [O, I, 4, 4]
+    return F.conv2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
-def full(x):
+def full_precision(x):
     """bf16 as fp32, other precisions as they are."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    if x.dtype == torch.bfloat16:
+        return x.float()
+    return x
 
 
 class BlockG(nn.Module):
-    """Pre-activation residual block, x2: BN ReLU up conv BN ReLU conv + up 1x1."""
+    """Residual block of G at twice the resolution: BN, ReLU, up, 3x3, BN, ReLU, 3x3; shortcut: up, 1x1."""
 
     def __init__(self, ch):
         super().__init__()
-        self.n1, self.c1 = nn.BatchNorm2d(ch), nn.Conv2d(ch, ch, 3, padding=1)
-        self.n2, self.c2 = nn.BatchNorm2d(ch), nn.Conv2d(ch, ch, 3, padding=1)
+        self.n1 = nn.BatchNorm2d(ch)
+        self.c1 = nn.Conv2d(ch, ch, 3, padding=1)
+        self.n2 = nn.BatchNorm2d(ch)
+        self.c2 = nn.Conv2d(ch, ch, 3, padding=1)
         self.sc = nn.Conv2d(ch, ch, 1)
 
-    def forward(self, x):                                                          # [N, C, H, W] -> [N, C, 2H, 2W]
-        h = self.c2(F.relu(self.n2(up_conv(F.relu(self.n1(x)), self.c1))))
-        return h + F.interpolate(self.sc(x), scale_factor=2., mode='nearest')
+    def forward(self, x):                                      # [N, C, H, W]
+        h = self.n1(x)
+        h = F.relu(h)
+        h = up_conv(h, self.c1)                                # [N, C, 2H, 2W]
+        h = self.n2(h)
+        h = F.relu(h)
+        h = self.c2(h)
+
+        x = self.sc(x)                                         # [N, C, H, W]
+        x = F.interpolate(x, scale_factor=2., mode='nearest')  # [N, C, 2H, 2W]
+        return h + x
 
 
 class BlockD(nn.Module):
-    """Residual block of D, optionally /2; the first one has no ReLU in front."""
+    """Residual block of D: ReLU, 3x3, ReLU, 3x3 and a shortcut.
+
+    first: without the ReLU in front, because the input is the images.  down: both paths end at half the
+    resolution, and the shortcut has a 1x1 convolution; otherwise the shortcut is the input."""
 
     def __init__(self, c_in, ch, first=False, down=False):
         super().__init__()
-        self.first, self.down = first, down
+        self.first = first
+        self.down = down
         self.c1 = normalised(nn.Conv2d(c_in, ch, 3, padding=1))
         self.c2 = normalised(nn.Conv2d(ch, ch, 3, padding=1))
         self.sc = normalised(nn.Conv2d(c_in, ch, 1)) if down else nn.Identity()
 
-    def forward(self, x):                                                          # [N, c_in, H, W] -> [N, C, H', W']
-        h = F.relu(self.c1(x if self.first else F.relu(x)))
-        if self.down:
-            return conv_down(h, self.c2) + self.sc(F.avg_pool2d(x, 2))
-        return self.c2(h) + x
+    def forward(self, x):                                      # [N, c_in, H, W]
+        h = x if self.first else F.relu(x)
+        h = self.c1(h)                                         # [N, C, H, W]
+        h = F.relu(h)
+        if not self.down:
+            return self.c2(h) + x
 
+        h = conv_down(h, self.c2)                              # [N, C, H/2, W/2]
+        x = F.avg_pool2d(x, 2)                                 # [N, c_in, H/2, W/2]
+        return h + self.sc(x)
+
+
+# ---- networks
 
 class Cut(nn.Module):
-    """A network as a list of stages, with a feature and its continuation at every cut between them."""
+    """A network as a list of stages, which can be cut between any two of them."""
 
     def split(self, x, cut=0):
-        """h, rest with rest(h) == self(x): h the feature after stages[:cut] (slice semantics), fp32 under autocast."""
+        """Return h, the feature of x behind stages[:cut], and rest, the function that runs the others on h.
+
+        rest(h) == self(x) at every cut.  h is fp32 under autocast: AdvAug's steps would drown in bf16."""
         stages = self.stages()
         h = x
         for stage in stages[:cut]:
@@ -113,7 +189,8 @@ class Cut(nn.Module):
             for stage in stages[cut:]:
                 h = stage(h)
             return h
-        return full(h), rest
+
+        return full_precision(h), rest
 
     def forward(self, x):
         h, rest = self.split(x)
@@ -121,9 +198,9 @@ class Cut(nn.Module):
 
 
 class Generator(Cut):
-    """z ~ N(0, 1) [N, z_dim] -> images in [-1, 1] [N, 3, res, res]; res is a multiple of 8.
+    """z ~ N(0, 1) [N, z_dim] -> images in [-1, 1] [N, 3, res, res], fp32.
 
-    Stages: 0 l1 [N, ch, res/8, res/8] | 1 block2 | 2 block3 | 3 block4 [N, ch, res, res] | 4 BN ReLU conv tanh."""
+    Raises ValueError if three doublings do not reach `res`, that is, if it is no multiple of 8."""
 
     cuts = 5
 
@@ -131,65 +208,85 @@ class Generator(Cut):
         super().__init__()
         if res % 8:
             raise ValueError(f'res {res} is not a multiple of 8')
-        self.res, self.ch, self.z_dim, self.bottom = res, ch, z_dim, res // 8
+        self.res = res
+        self.ch = ch
+        self.z_dim = z_dim
+        self.bottom = res // 8                                 # side of the first feature
+
         self.l1 = nn.Linear(z_dim, ch * self.bottom ** 2)
-        self.block2, self.block3, self.block4 = BlockG(ch), BlockG(ch), BlockG(ch)
-        self.n5, self.c5 = nn.BatchNorm2d(ch), nn.Conv2d(ch, 3, 3, padding=1)
+        self.block2 = BlockG(ch)
+        self.block3 = BlockG(ch)
+        self.block4 = BlockG(ch)
+        self.n5 = nn.BatchNorm2d(ch)
+        self.c5 = nn.Conv2d(ch, 3, 3, padding=1)
         initialise(self)
 
-    def first(self, z):
-        return self.l1(z).view(-1, self.ch, self.bottom, self.bottom).contiguous(memory_format=torch.channels_last)
-
-    def image(self, h):
-        return torch.tanh(full(self.c5(F.relu(self.n5(h)))))                     # fp32: bf16 has 1/128 grey levels
-
     def stages(self):
-        return [self.first, self.block2, self.block3, self.block4, self.image]
+        return [self.to_feature, self.block2, self.block3, self.block4, self.to_image]
+
+    def to_feature(self, z):                                   # [N, z_dim]
+        h = self.l1(z)
+        h = h.view(-1, self.ch, self.bottom, self.bottom)      # [N, C, res/8, res/8]
+        return h.contiguous(memory_format=torch.channels_last)
+
+    def to_image(self, h):                                     # [N, C, res, res]
+        h = self.n5(h)
+        h = F.relu(h)
+        h = self.c5(h)                                         # [N, 3, res, res]
+        h = full_precision(h)                                  # bf16 resolves half a grey level only
+        return torch.tanh(h)
 
     def slimmable(self):
-        """The channels that network slimming may remove: {batch-norm scale: (convolution in front, or None where the
-        shortcut uses its output too; convolution behind)}, by parameter name."""
+        """The channels that network slimming may remove, by the names of parameters.
+
+        {scale of a batch norm: (convolution in front, convolution behind)}.  The convolution in front is None
+        where a shortcut uses its output, too, so that its filters must stay."""
         pairs = {}
-        for b in ('block2', 'block3', 'block4'):
-            pairs[f'{b}.n1.weight'] = None, f'{b}.c1.weight'
-            pairs[f'{b}.n2.weight'] = f'{b}.c1.weight', f'{b}.c2.weight'
-        return {**pairs, 'n5.weight': (None, 'c5.weight')}
+        for block in ('block2', 'block3', 'block4'):
+            pairs[f'{block}.n1.weight'] = None, f'{block}.c1.weight'
+            pairs[f'{block}.n2.weight'] = f'{block}.c1.weight', f'{block}.c2.weight'
+        pairs['n5.weight'] = None, 'c5.weight'
+        return pairs
 
 
 class Discriminator(Cut):
-    """Images in [-1, 1] [N, 3, H, W] -> logits [N], fp32.
-
-    Stages: 0 block1 [N, ch, H/2, W/2] | 1 block2 [N, ch, H/4, W/4] | 2 block3 | 3 block4 | 4 ReLU, sum [N, ch] |
-    5 linear."""
+    """Images in [-1, 1] [N, 3, H, W] -> logits [N], fp32."""
 
     cuts = 6
 
     def __init__(self, ch=128):
         super().__init__()
         self.ch = ch
-        self.block1, self.block2 = BlockD(3, ch, first=True, down=True), BlockD(ch, ch, down=True)
-        self.block3, self.block4 = BlockD(ch, ch), BlockD(ch, ch)
+        self.block1 = BlockD(3, ch, first=True, down=True)
+        self.block2 = BlockD(ch, ch, down=True)
+        self.block3 = BlockD(ch, ch)
+        self.block4 = BlockD(ch, ch)
         self.l5 = normalised(nn.Linear(ch, 1, bias=False))
         initialise(self)
-
-    def pool(self, h):
-        return full(F.relu(h)).sum((2, 3))                                      # a sum, not a mean, as released
-
-    def head(self, h):
-        with torch.autocast(h.device.type, enabled=False):                         # AdvAug moves h by 0.01: fp32
-            return self.l5(full(h)).flatten()
 
     def stages(self):
         return [self.block1, self.block2, self.block3, self.block4, self.pool, self.head]
 
+    def pool(self, h):                                         # [N, C, H/4, W/4]
+        h = F.relu(h)
+        h = full_precision(h)
+        return h.sum((2, 3))                                   # [N, C]: a sum, not a mean, as released
+
+    def head(self, h):                                         # [N, C]
+        # Without autocast: AdvAug moves h by 0.01, which bf16 would round away.
+        with torch.autocast(h.device.type, enabled=False):
+            h = full_precision(h)
+            return self.l5(h).flatten()                        # [N]
+
 
 def initialise(net):
-    """The released initialisation: convolutions xavier_uniform, BN gains N(1, 0.02); the rest is torch's default."""
+    """The released initialisation: convolutions xavier_uniform, gains of BN N(1, 0.02), the rest torch's."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
+            weight = stored_weight(module)
             nn.init.xavier_uniform_(weight)
+            # Reading a normalised weight runs a first power iteration: eval mode works from the start.
             if weight.device.type != 'meta':
-                module.weight                                  # a first power iteration, for eval mode before training
+                module.weight
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1., .02)

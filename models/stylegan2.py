@@ -1,23 +1,46 @@
-"""StyleGAN2: the style-based GAN of Karras et al. 2020, with the layers of its ADA release (Karras et al. 2020b).
+"""StyleGAN2, the style-based GAN of Karras et al. 2020, with the layers of its ADA release.
 
 Use:
     import torch
     from stylegan2 import Generator, Discriminator  # models.stylegan2 inside the repository
     G, D = Generator(32, 4096), Discriminator(32, 4096)             # small; the defaults are those of 256 px
     z = torch.randn(8, G.z_dim)
-    h, G2 = G.split(z, cut=1)                       # h = w of every layer [8, 8, 512] and G2, so that G2(h) == G(z)
-    score = D(G2(h))                                # images, about [-1, 1] [8, 3, 32, 32] -> logits [8]
+    ws, G2 = G.split(z, cut=1)                      # the w of every layer [8, 8, 512], and G2(ws) == G(z)
+    score = D(G2(ws))                               # images, about [-1, 1] [8, 3, 32, 32] -> logits [8]
     G.eval().noise = 'const'                        # the stored noise instead of a fresh one
     x = G.synthesis(G.styles(z, psi=.7))            # truncated: w_avg + .7 (w - w_avg)
 
-Mapping z -> w -> style s = A w per layer.  A convolution of G sees weights scaled by s, then demodulated:
-    W'_noikk = W_oikk s_ni,   y = conv(x, W' d),   d_no = (sum_ikk W'^2 + 1e-8)^(-1/2)
-which is d conv(x s, W), one convolution for the whole batch.  Every stored weight has unit variance and is scaled at
-run time (equalised learning rate: effective_gain).  Activations are sqrt(2) lrelu(x), slope .2.  Resampling is by the
-FIR [1, 3, 3, 1] in each direction.  G sums the images of all resolutions; D is residual.
+A mapping network turns z into w.  Each convolution of G has weights W_oik and, for every sample, a style
+s = A w + b.  The sample is convolved with weights W'' of its own:
+    W'_oik  = s_i W_oik                               modulation, Karras et al. 2020, Eq. 1
+    W''_oik = W'_oik / sqrt(sum_ik W'_oik^2 + 1e-8)   demodulation, Eq. 3
+With d_o = 1 / sqrt(...), this is d conv(s x, W): one convolution for the whole batch.
 
-Parameters are named as in the release, so that its weights load (models/convert_nvidia.py).  Its clamp of activations
-at 256 and its normalisation of weights and styles belong to fp16 and are left out: this file runs in fp32 and bf16.
+Every stored weight has unit variance, and is scaled at run time (equalised learning rate: effective_gain).
+Activations are sqrt(2) lrelu(x) with slope 0.2.  Resampling is by the filter [1, 3, 3, 1] in each direction.
+G sums the images of all resolutions, and D is residual.  Below, Karras et al. 2018 and 2019 are the papers of
+the progressive GAN and of StyleGAN.
+
+`h, rest = net.split(x, y, cut)` cuts a network behind its first `cut` stages: h is the feature there, and
+rest(h) runs the other stages.  At cut 0, h is the input and rest the whole network.  At the last cut, h is
+the output and rest returns h as it is.  A negative cut counts from the end: -1 is in front of the last stage.
+AdvAug cuts G at 1 and D at -1, and the path length is a gradient by the h of G's cut 1.  At 256 px:
+    cut   G behind             h                      cut   D behind             h
+    0     (z)                  [N, 512]               0     (images)             [N, 3, 256, 256]
+    1     mapping: w per layer [N, 14, 512]           1     fromrgb of b256      [N, 64, 256, 256]
+    2     b4: const, conv1     [N, 512, 4, 4]         2     b256                 [N, 128, 128, 128]
+    3     b8                   [N, 512, 8, 8]         3     b128                 [N, 256, 64, 64]
+    4     b16                  [N, 512, 16, 16]       4     b64                  [N, 512, 32, 32]
+    5     b32                  [N, 512, 32, 32]       5     b32                  [N, 512, 16, 16]
+    6     b64                  [N, 256, 64, 64]       6     b16                  [N, 512, 8, 8]
+    7     b128                 [N, 128, 128, 128]     7     b8                   [N, 512, 4, 4]
+    8     b256                 [N, 64, 256, 256]      8     b4: deviation, conv  [N, 512, 4, 4]
+    9     torgb of b256        [N, 3, 256, 256]       9     b4: fc               [N, 512]
+                                                      10    head                 [N]
+
+Parameters are named as in the release, so that its weights load (models/convert_nvidia.py).  The release
+clamps activations at 256 and normalises weights and styles once more for fp16.  Both are left out here,
+because this file runs in fp32 and bf16.
 """
 import math
 from functools import partial
@@ -26,162 +49,229 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-EPS, SLOPE, GAIN = 1e-8, .2, math.sqrt(2)            # of every normalisation; of the leaky ReLU
+EPS = 1e-8                                                     # under every root
+SLOPE = .2                                                     # of the leaky ReLU
+GAIN = math.sqrt(2)                                            # behind the leaky ReLU
 
 
-def widths(res, ch_base, ch_max):
-    """{r: channels at r px} for r = 4, 8, ..., res."""
+def channels_by_resolution(res, ch_base, ch_max):
+    """{r: min(ch_base // r, ch_max)} for r = 4, 8, ..., res, but at least one channel.
+
+    Raises ValueError for a res that is no power of two from 8 on."""
     if res < 8 or res & (res - 1):
         raise ValueError(f'res {res} is not a power of two from 8 on')
-    return {2 ** i: max(min(ch_base >> i, ch_max), 1) for i in range(2, res.bit_length())}
+    channels = {}
+    for i in range(2, res.bit_length()):
+        channels[2 ** i] = max(min(ch_base >> i, ch_max), 1)
+    return channels
 
 
-def full(x):
+def full_precision(x):
     """bf16 as fp32, other precisions as they are."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    if x.dtype == torch.bfloat16:
+        return x.float()
+    return x
 
 
-def island(x):
-    """The context of what stays in fp32 under autocast."""
+def no_autocast(x):
+    """The context of what stays in fp32 under autocast, on the device of x."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def normalise(x):
-    """x [N, C] with mean square 1."""
+    """x [N, C] with mean square 1 in every row (Karras et al. 2018, section 4.2)."""
     return x * (x.square().mean(1, keepdim=True) + EPS).rsqrt()
 
 
 def activate(x, bias):
-    """lrelu(x + bias [C]), in place; sqrt(2) is in both already, as lrelu(a x) = a lrelu(x) for a > 0."""
-    x += bias.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+    """lrelu(x + bias [C]), in place, for x [N, C, ...] and bias that hold the factor sqrt(2) already.
+
+    The factor may stand in front, because a lrelu(x) = lrelu(a x) for a > 0."""
+    bias = bias.to(x.dtype)
+    x += bias.view(-1, *[1] * (x.dim() - 2))
     return F.leaky_relu(x, SLOPE, inplace=True)
 
 
-class Trilinear(torch.autograd.Function):
-    """The form <conv(x, w), g> derived by the one of x, w, g that is None: convolution, weight gradient, or transpose.
+# ---- convolution with derivatives of every order
 
-    Closed under differentiation: whatever the order, only these three run.  torch's own second derivative turns the
-    weight gradient into a convolution with kernels as large as the image, and loops over groups.  The stride must
-    fit: H + 2 pad - k a multiple of it, so that the three sizes determine each other."""
+class Trilinear(torch.autograd.Function):
+    """Given two of input, weight and output gradient, the gradient of <conv(x, w), g> by the third.
+
+    The missing one of x, w, g is None.  Without g the result is the convolution, without x the transposed
+    convolution, without w the gradient of the weight.  The derivatives of each are again these three, in
+    every order.  In torch's own second derivative, the gradient of the weight becomes a convolution with
+    kernels as large as the image, and a loop over groups.  The stride must fit: H + 2 pad - k is a multiple
+    of it, so that the size of each of x, w, g follows from the other two."""
 
     @staticmethod
-    def forward(ctx, stride, pad, groups, *t):
-        ctx.how, (x, w, g) = (stride, pad, groups), t
-        ctx.save_for_backward(*t)
-        with island(x if w is None else w):
+    def forward(ctx, stride, pad, groups, x, w, g):
+        ctx.geometry = stride, pad, groups
+        ctx.save_for_backward(x, w, g)
+        with no_autocast(w if x is None else x):
             if g is None:
                 return F.conv2d(x, w, None, stride, pad, 1, groups)
             if x is None:
                 return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
-            if x.device.type == 'cpu':                      # oneDNN: channels_last takes 2 to 4 times as long
-                x, g = x.contiguous(), g.contiguous()
+
+            # On the CPU, oneDNN takes 2 to 4 times as long in channels_last.
+            if x.device.type == 'cpu':
+                x = x.contiguous()
+                g = g.contiguous()
             k = x.shape[2] + 2 * pad - stride * (g.shape[2] - 1)
-            return torch.nn.grad.conv2d_weight(x, (g.shape[1], x.shape[1] // groups, k, k), g, stride, pad, 1, groups)
+            shape = g.shape[1], x.shape[1] // groups, k, k
+            return torch.nn.grad.conv2d_weight(x, shape, g, stride, pad, 1, groups)
 
     @staticmethod
     def backward(ctx, d):
-        t = ctx.saved_tensors
+        x, w, g = ctx.saved_tensors
+
+        # ctx.next_functions has a node for each tensor among x, w, g, in this order.
         nodes = iter(ctx.next_functions)
-        wanted = [v is not None and needed(next(nodes)[0]) for v in t]
-        t = [d if v is None else v for v in t]
-        return None, None, None, *(Trilinear.apply(*ctx.how, *(None if i == j else v for j, v in enumerate(t)))
-                                   if wanted[i] else None for i in range(3))
+        needs_x = x is not None and is_executed(next(nodes)[0])
+        needs_w = w is not None and is_executed(next(nodes)[0])
+        needs_g = g is not None and is_executed(next(nodes)[0])
+
+        # The output is the gradient by the missing one, so that d takes its place in the form.
+        x, w, g = [d if t is None else t for t in (x, w, g)]
+        grad_x = grad_w = grad_g = None
+        if needs_x:
+            grad_x = Trilinear.apply(*ctx.geometry, None, w, g)
+        if needs_w:
+            grad_w = Trilinear.apply(*ctx.geometry, x, None, g)
+        if needs_g:
+            grad_g = Trilinear.apply(*ctx.geometry, x, w, None)
+        return None, None, None, grad_x, grad_w, grad_g
 
 
-def needed(node):
-    """Whether this backward pass goes on to a node of the graph: R1 and path length skip the gradients of weights."""
+def is_executed(node):
+    """Whether this backward pass goes on to a node of the graph.
+
+    The first pass of R1 and of the path length does not go on to weights: no gradient of them is computed."""
+    if node is None:
+        return False
     try:
-        return node is not None and torch._C._will_engine_execute_node(node)
-    except RuntimeError:                                    # a leaf that autograd.grad asks for
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:                                       # a leaf that autograd.grad asks for
         return True
 
 
-def trilinear(x, w, g, stride=1, pad=0, groups=1):
-    """The form <conv(x, w), g> derived by the one that is None; under autocast in its precision."""
-    device = (g if x is None else x).device.type
-    if torch.is_autocast_enabled(device):
-        x, w, g = (v if v is None else v.to(torch.get_autocast_dtype(device)) for v in (x, w, g))
-    return Trilinear.apply(stride, pad, groups, x, w, g)
+def autocast_precision(*tensors):
+    """The tensors in the precision of autocast, or as they are without it."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) for t in tensors]
 
 
 def conv(x, w, stride=1, pad=0, groups=1):
-    """[N, I, H, W], [O, I / groups, k, k] -> [N, O, H', W']."""
-    return trilinear(x, w, None, stride, pad, groups)
+    """Convolution of x [N, I, H, W] with w [O, I / groups, k, k]: [N, O, H', W']."""
+    x, w = autocast_precision(x, w)
+    return Trilinear.apply(stride, pad, groups, x, w, None)
 
 
 def conv_transpose(x, w, stride=1, pad=0, groups=1):
-    """[N, I, H, W], [I, O / groups, k, k] -> [N, O, H', W']."""
-    return trilinear(None, w, x, stride, pad, groups)
+    """Transposed convolution of x [N, I, H, W] with w [I, O / groups, k, k]: [N, O, H', W']."""
+    w, x = autocast_precision(w, x)
+    return Trilinear.apply(stride, pad, groups, None, w, x)
 
 
 class Fir(nn.Module):
-    """The low-pass [1, 3, 3, 1] / 8 in both directions, on every channel; a constant outside the state dict."""
+    """The low-pass filter [1, 3, 3, 1] / 8 in both directions, on every channel.
+
+    It is a constant, and no part of the state dict."""
 
     def __init__(self):
         super().__init__()
         f = torch.tensor([1., 3., 3., 1.]) / 8
         self.register_buffer('f', f.outer(f), persistent=False)
 
-    def taps(self, x):
+    def taps(self, x):                                         # [C, 1, 4, 4]
         return self.f.to(x.dtype).expand(x.shape[1], 1, 4, 4)
 
-    def forward(self, x, pad, stride=1, gain=1.):
-        return conv(x, gain * self.taps(x), stride, pad, x.shape[1])
+    def forward(self, x, pad, stride=1, gain=1.):              # [N, C, H, W]
+        taps = gain * self.taps(x)
+        return conv(x, taps, stride, pad, groups=x.shape[1])
 
-    def up(self, x):                                                               # [N, C, H, W] -> [N, C, 2H, 2W]
-        return conv_transpose(x, 4 * self.taps(x), 2, 1, x.shape[1])
+    def up(self, x):                                           # [N, C, H, W] -> [N, C, 2H, 2W]
+        taps = 4 * self.taps(x)
+        return conv_transpose(x, taps, stride=2, pad=1, groups=x.shape[1])
 
+
+# ---- mapping network
 
 class Linear(nn.Module):
-    """x (gain W)^T + lr b with gain = lr / sqrt(n_in); act: then sqrt(2) lrelu."""
+    """x (gain W)^T + lr b, with gain = lr / sqrt(n_in).  act: sqrt(2) lrelu of it."""
 
     def __init__(self, n_in, n_out, act=False, lr=1., bias=0.):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr)
         self.bias = nn.Parameter(torch.full((n_out,), bias))
-        self.act, self.lr, self.gain = act, lr, lr / math.sqrt(n_in)
+        self.act = act
+        self.lr = lr
+        self.gain = lr / math.sqrt(n_in)
 
-    def forward(self, x):                                                          # [N, n_in] -> [N, n_out]
-        a = GAIN if self.act else 1.
-        weight, bias = self.weight * (self.gain * a), self.bias * (self.lr * a)
-        return activate(F.linear(x, weight), bias) if self.act else F.linear(x, weight, bias)
+    def forward(self, x):                                      # [N, n_in] -> [N, n_out]
+        scale = GAIN if self.act else 1.
+        weight = self.weight * (self.gain * scale)
+        bias = self.bias * (self.lr * scale)
+        if self.act:
+            return activate(F.linear(x, weight), bias)
+        return F.linear(x, weight, bias)
 
 
 class Mapping(nn.Module):
-    """z [N, z_dim], classes y [N] -> w [N, w_dim], fp32; with z_dim 0 it maps the class alone.
+    """z [N, z_dim], classes y [N] -> w [N, w_dim], fp32.  With z_dim 0 it maps the class alone.
 
-    w_avg: moving average of w, the centre of truncation (of G's)."""
+    average: with a buffer w_avg, the moving average of w and the centre of truncation."""
 
     def __init__(self, z_dim, w_dim, classes, layers, average):
         super().__init__()
-        self.classes, self.layers = classes, layers
+        self.classes = classes
+        self.layers = layers
+        n_in = z_dim
         if classes:
             self.embed = Linear(classes, w_dim)
+            n_in += w_dim
         for i in range(layers):
-            setattr(self, f'fc{i}', Linear(w_dim if i else z_dim + bool(classes) * w_dim, w_dim, act=True, lr=.01))
+            setattr(self, f'fc{i}', Linear(n_in, w_dim, act=True, lr=.01))
+            n_in = w_dim
         if average:
             self.register_buffer('w_avg', torch.zeros(w_dim))
 
     def forward(self, z=None, y=None):
-        like = self.fc0.weight
-        with island(like):
-            parts = [] if z is None else [normalise(z.to(like.dtype))]
+        weight = self.fc0.weight
+        with no_autocast(weight):
+            parts = []
+            if z is not None:
+                z = z.to(weight.dtype)
+                parts.append(normalise(z))                     # [N, z_dim]
             if self.classes:
-                parts.append(normalise(self.embed(F.one_hot(y, self.classes).to(like.dtype))))
+                onehot = F.one_hot(y, self.classes)            # [N, classes]
+                onehot = onehot.to(weight.dtype)
+                parts.append(normalise(self.embed(onehot)))    # [N, w_dim]
+
             w = torch.cat(parts, 1)
             for i in range(self.layers):
-                w = getattr(self, f'fc{i}')(w)
-        return w
+                layer = getattr(self, f'fc{i}')
+                w = layer(w)
+            return w                                           # [N, w_dim]
 
+
+# ---- layers of G
 
 class Layer(nn.Module):
-    """Modulated 3x3 convolution, optionally x2; noise; bias; sqrt(2) lrelu.
+    """Modulated 3x3 convolution, then noise, bias and sqrt(2) lrelu.  up: the resolution is doubled.
 
-    fused: every sample with weights of its own, in a grouped convolution (None: in eval mode, for one sample)."""
+    fused: each sample is convolved with weights of its own, in one grouped convolution.  Otherwise one
+    convolution serves all samples, whose features are scaled in front of it and behind.  None: fused for one
+    sample in eval mode."""
 
     def __init__(self, c_in, c_out, w_dim, res, up=False, fused=None):
         super().__init__()
-        self.up, self.fused, self.gain = up, fused, 1 / math.sqrt(9 * c_in)        # demodulation cancels this gain
+        self.up = up
+        self.fused = fused
+        self.gain = 1 / math.sqrt(9 * c_in)                    # for effective_gain: demodulation cancels it
         self.affine = Linear(w_dim, c_in, bias=1.)
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(c_out))
@@ -191,33 +281,61 @@ class Layer(nn.Module):
             self.fir = Fir()
 
     def style(self, w):
-        """s [N, I] and sqrt(2) d [N, O], fp32."""
-        with island(w):
+        """The style s [N, I] and the demodulation sqrt(2) d [N, O] of w [N, w_dim], fp32."""
+        with no_autocast(w):
             s = self.affine(w)
-            return s, GAIN * (s.square() @ self.weight.square().sum((2, 3)).t() + EPS).rsqrt()
+            s_square = s.square()
+            w_square = self.weight.square().sum((2, 3))        # [O, I]
+            d = (s_square @ w_square.t() + EPS).rsqrt()        # Eq. 3
+            return s, GAIN * d
 
     def conv(self, x, weight, groups=1):
-        """x [N, I, H, W], weight [O, I / groups, 3, 3]; x2: zeros between the pixels, true convolution, FIR."""
+        """The convolution of x [N, I, H, W] with weight [O, I / groups, 3, 3].
+
+        up: zeros between the pixels, true convolution, and the low-pass filter."""
         if not self.up:
             return conv(x, weight, 1, 1, groups)
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)              # [I, O / groups, 3, 3]
-        return self.fir(conv_transpose(x, weight, 2, 0, groups), 1, gain=4.)
+        weight = weight.unflatten(0, (groups, -1))             # [groups, O / groups, I / groups, 3, 3]
+        weight = weight.transpose(1, 2).flatten(0, 1)          # [I, O / groups, 3, 3]
+        x = conv_transpose(x, weight, 2, 0, groups)            # [N, O, 2H + 1, 2W + 1]
+        return self.fir(x, 1, gain=4.)                         # [N, O, 2H, 2W]
 
-    def forward(self, x, w, noise):                          # [N, I, H, W], [N, w_dim], [N or 1, 1, H, W] or None
+    def conv_fused(self, x, s, d):
+        """The convolution of every sample of x with its own d W s: the samples are groups of channels."""
+        n = len(x)
+        weight = self.weight * s[:, None, :, None, None]       # Eq. 1: [N, O, I, 3, 3]
+        weight = weight * d[:, :, None, None, None]            # Eq. 3
+        x = x.flatten(0, 1)[None]                              # [1, N I, H, W]
+        x = self.conv(x, weight.flatten(0, 1), groups=n)       # [1, N O, H', W']
+        return x.unflatten(1, d.shape)[0]
+
+    def conv_scaled(self, x, s, d):
+        """The same as d conv(s x, W)."""
+        x = x * s.to(x.dtype)[..., None, None]
+        x = self.conv(x, self.weight)
+        return x * d.to(x.dtype)[..., None, None]
+
+    def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
         s, d = self.style(w)
-        if self.fused or (self.fused is None and len(x) == 1 and not self.training):
-            weight = self.weight * s[:, None, :, None, None] * d[:, :, None, None, None]            # [N, O, I, 3, 3]
-            x = self.conv(x.flatten(0, 1)[None], weight.flatten(0, 1), len(x)).unflatten(1, d.shape)[0]
+        fused = self.fused
+        if fused is None:
+            fused = len(x) == 1 and not self.training
+        if fused:
+            x = self.conv_fused(x, s, d)                       # [N, O, H', W']
         else:
-            x = self.conv(x * s.to(x.dtype)[..., None, None], self.weight)
-            x = x * d.to(x.dtype)[..., None, None]
+            x = self.conv_scaled(x, s, d)
+
+        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it here.
         if noise is not None:
-            x += (noise * (self.noise_strength * GAIN)).to(x.dtype)
+            noise = noise * (self.noise_strength * GAIN)
+            x += noise.to(x.dtype)
         return activate(x, self.bias * GAIN)
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution without demodulation, and bias; fp32, added to the image of half the resolution."""
+    """Modulated 1x1 convolution without demodulation, and bias, in fp32.
+
+    The result is added to the image of half the resolution, if there is one."""
 
     def __init__(self, c_in, colors, w_dim):
         super().__init__()
@@ -227,15 +345,22 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(colors))
         self.fir = Fir()
 
-    def forward(self, x, w, image=None):                                           # [N, C, H, W] -> [N, colors, H, W]
-        with island(x):
-            weight = self.weight.flatten(1) * (self.affine(w) * self.gain)[:, None]                 # [N, colors, C]
-            rgb = torch.einsum('nchw,noc->nohw', full(x), weight) + self.bias[:, None, None]
-            return rgb if image is None else rgb + self.fir.up(image)
+    def forward(self, x, w, image=None):                       # [N, C, H, W], [N, w_dim], [N, c, H/2, W/2]
+        with no_autocast(x):
+            weight = self.weight.flatten(1)                    # [colors, C]
+            style = self.affine(w) * self.gain                 # [N, C]
+            weight = weight * style[:, None]                   # Eq. 1: [N, colors, C]
+            rgb = torch.einsum('nchw,noc->nohw', full_precision(x), weight)
+            rgb = rgb + self.bias[:, None, None]               # [N, colors, H, W]
+            if image is None:
+                return rgb
+            return rgb + self.fir.up(image)
 
 
 class BlockG(nn.Module):
-    """One resolution of G: two layers, the first of them x2, and the image; at 4 px a constant and one layer."""
+    """The layers of G at one resolution: conv0, which doubles it, conv1 and torgb.
+
+    At 4 px, where c_in is None, a learned constant takes the place of conv0.  Synthesis runs the layers."""
 
     def __init__(self, c_in, ch, w_dim, res, colors):
         super().__init__()
@@ -247,44 +372,67 @@ class BlockG(nn.Module):
         self.torgb = ToRGB(ch, colors, w_dim)
 
 
+# ---- generator
+
 class Synthesis(nn.Module):
     """ws [N, num_ws, w_dim] -> images [N, colors, res, res].
 
-    noise: 'random' (fresh), 'const' (the stored one) or 'none'. A ToRGB takes the w of the next layer up."""
+    noise, which every layer adds: 'random' (fresh in every pass), 'const' (the stored one) or 'none'.  Raises
+    ValueError for any other."""
 
     def __init__(self, channels, w_dim, colors):
         super().__init__()
-        for r, ch in channels.items():
-            setattr(self, f'b{r}', BlockG(channels.get(r // 2), ch, w_dim, r, colors))
+        self.noise = 'random'
+        for res, ch in channels.items():
+            c_in = channels.get(res // 2)
+            setattr(self, f'b{res}', BlockG(c_in, ch, w_dim, res, colors))
 
-    def noises(self, n, mode):
-        """What every layer adds, in their order: [n or 1, 1, r, r] or None."""
+    def draw_noise(self, n, mode):
+        """The noise of every layer for n samples, in the order of the layers: [n or 1, 1, r, r] or None."""
         if mode not in ('random', 'const', 'none'):
             raise ValueError(f'noise {mode!r}: use random, const or none')
-        stored = [m.noise_const for m in self.modules() if isinstance(m, Layer)]
-        return [None if mode == 'none' else c[None, None] if mode == 'const'
-                else torch.randn(n, 1, *c.shape, dtype=c.dtype, device=c.device) for c in stored]
+        noise = []
+        for layer in self.modules():
+            if not isinstance(layer, Layer):
+                continue
+            const = layer.noise_const                          # [r, r]
+            if mode == 'none':
+                noise.append(None)
+            elif mode == 'const':
+                noise.append(const[None, None])
+            else:
+                noise.append(torch.randn(n, 1, *const.shape, dtype=const.dtype, device=const.device))
+        return noise
 
     def stages(self, noise):
-        """Functions of (x, ws, image), the first of (ws, None, None), the last to (image, None, None)."""
-        blocks = list(self.children())
+        """The stages behind the mapping: functions (x, ws, image) -> (x, ws, image), image being that so far.
+
+        The first takes (ws, None, None), and the last returns (image, None, None)."""
+        blocks = list(self.children())                         # at 4, 8, ..., res px
 
         def first(ws, *_):
-            x = blocks[0].const.expand(len(ws), -1, -1, -1)
-            return blocks[0].conv1(x, ws[:, 0], noise[0]), ws, None
+            bottom = blocks[0]
+            x = bottom.const.expand(len(ws), -1, -1, -1)       # [N, C, 4, 4]
+            return bottom.conv1(x, ws[:, 0], noise[0]), ws, None
 
-        def middle(x, ws, image, i):
+        def middle(i, x, ws, image):
+            # A torgb shares its w with the layer that follows it.
             image = blocks[i - 1].torgb(x, ws[:, 2 * i - 1], image)
             x = blocks[i].conv0(x, ws[:, 2 * i - 1], noise[2 * i - 1])
-            return blocks[i].conv1(x, ws[:, 2 * i], noise[2 * i]), ws, image
+            x = blocks[i].conv1(x, ws[:, 2 * i], noise[2 * i])
+            return x, ws, image
 
         def last(x, ws, image):
             return blocks[-1].torgb(x, ws[:, -1], image), None, None
-        return [first, *(partial(middle, i=i) for i in range(1, len(blocks))), last]
 
-    def forward(self, ws, noise='random'):
+        middles = [partial(middle, i) for i in range(1, len(blocks))]
+        return [first, *middles, last]
+
+    def forward(self, ws, noise=None):
+        """The images of ws.  noise None is the network's own, self.noise."""
+        mode = self.noise if noise is None else noise
         state = ws, None, None
-        for stage in self.stages(self.noises(len(ws), noise)):
+        for stage in self.stages(self.draw_noise(len(ws), mode)):
             state = stage(*state)
         return state[0]
 
@@ -292,172 +440,245 @@ class Synthesis(nn.Module):
 class Generator(nn.Module):
     """z ~ N(0, 1) [N, z_dim], classes y [N] if it has any -> images [N, colors, res, res], about [-1, 1].
 
-    Stages at 256 px: 0 mapping, w per layer [N, 14, w_dim] | 1 const, conv [N, 512, 4, 4] | 2 block [N, 512, 8, 8] |
-    ... | 7 block [N, 64, 256, 256] | 8 last ToRGB.  The image so far, w and the noise ride in the continuation.
+    At r px the features have min(ch_base // r, ch_max) channels.  mapping: layers of the mapping network.
+    The attributes `noise`, see Synthesis, and `mixing` may be set.  mixing is the probability, in training
+    mode and for each sample, that all layers from a random one on take the w of a second z.  Raises
+    ValueError for a res that is no power of two from 8 on."""
 
-    At r px it has min(ch_base // r, ch_max) channels. noise: of Synthesis. mixing: probability, in training mode and
-    per sample, that the layers from a random one on take the w of a second z. ValueError for another res."""
-
-    def __init__(self, res=256, ch_base=16384, ch_max=512, mapping=8, classes=0, z_dim=512, w_dim=512, colors=3):
+    def __init__(self, res=256, ch_base=16384, ch_max=512, mapping=8, classes=0, z_dim=512, w_dim=512,
+                 colors=3):
         super().__init__()
-        channels = widths(res, ch_base, ch_max)
-        self.res, self.ch, self.classes, self.z_dim, self.w_dim = res, ch_base, classes, z_dim, w_dim
-        self.num_ws, self.cuts = 2 * len(channels), len(channels) + 2
-        self.mixing, self.noise, self.w_avg_beta = 0., 'random', .995
-        self.miner = nn.Identity()                                                 # MineGAN's, see transfer.py
+        channels = channels_by_resolution(res, ch_base, ch_max)
+        self.res = res
+        self.ch = ch_base
+        self.classes = classes
+        self.z_dim = z_dim
+        self.w_dim = w_dim
+        self.num_ws = 2 * len(channels)
+        self.cuts = len(channels) + 2
+        self.mixing = 0.
+        self.w_avg_beta = .995
+
+        self.miner = nn.Identity()                             # of MineGAN, see transfer.py
         self.mapping = Mapping(z_dim, w_dim, classes, mapping, average=True)
         self.synthesis = Synthesis(channels, w_dim, colors)
 
-    def styles(self, z, y=None, psi=1., cutoff=None):
-        """w per layer [N, num_ws, w_dim], the first `cutoff` (None: all) truncated: w_avg + psi (w - w_avg)."""
-        w = self.mapping(self.miner(z), y)[:, None].repeat(1, self.num_ws, 1)
-        if psi != 1:
-            w[:, :cutoff] = self.mapping.w_avg.lerp(w[:, :cutoff], psi)
-        return w
+    @property
+    def noise(self):
+        return self.synthesis.noise
 
-    def crossover(self, z):
-        """A second z and the layers [N, num_ws, 1] that keep the first one; None without mixing."""
-        if not (self.training and self.mixing):
+    @noise.setter
+    def noise(self, mode):
+        self.synthesis.noise = mode
+
+    def styles(self, z, y=None, psi=1., cutoff=None):
+        """The w of every layer [N, num_ws, w_dim], truncated: w_avg + psi (w - w_avg).
+
+        Karras et al. 2019, appendix B.  cutoff: the number of layers that are truncated, by default all."""
+        w = self.mapping(self.miner(z), y)                     # [N, w_dim]
+        ws = w[:, None].repeat(1, self.num_ws, 1)
+        if psi != 1:
+            ws[:, :cutoff] = self.mapping.w_avg.lerp(ws[:, :cutoff], psi)
+        return ws
+
+    def draw_mixing(self, z):
+        """A second z, and the layers [N, num_ws, 1] that keep the w of the first one; None without mixing.
+
+        Karras et al. 2019, section 3.1."""
+        if not self.training or not self.mixing:
             return None
-        n, other = len(z), torch.randn_like(z)
-        at = torch.randint(1, self.num_ws, (n, 1, 1), device=z.device)
-        at = at.where(torch.rand(n, 1, 1, device=z.device) < self.mixing, self.num_ws)
-        return other, torch.arange(self.num_ws, device=z.device)[:, None] < at
+        n = len(z)
+        other = torch.randn_like(z)
+        start = torch.randint(1, self.num_ws, (n, 1, 1), device=z.device)
+        mixed = torch.rand(n, 1, 1, device=z.device) < self.mixing
+        start = start.where(mixed, self.num_ws)                # the first layer with the second w
+        layers = torch.arange(self.num_ws, device=z.device)[:, None]
+        return other, layers < start
 
     def split(self, z, y=None, cut=0):
-        """h, rest with rest(h) == self(z, y): h the feature after stages[:cut] (slice semantics), fp32 under autocast.
+        """Return h, the feature of z behind stages[:cut], and rest, the function that runs the others on h.
 
-        Draws the second z and the noise, whatever the cut; moves w_avg once, in training mode."""
-        mixed, noise = self.crossover(z), self.synthesis.noises(len(z), self.noise)
-        track = iter([self.training])
+        rest(h) == self(z, y) at every cut.  rest holds y, ws, the noise and the image so far.  h is fp32
+        under autocast.  The second z and the noise are drawn here, at every cut.  In training mode, w_avg
+        moves once."""
+        mixing = self.draw_mixing(z)
+        noise = self.synthesis.draw_noise(len(z), self.noise)
+        moves_average = self.training
 
-        def broadcast(z, *_):
-            w = self.mapping(self.miner(z), y)
-            if next(track, False):
+        def to_styles(z, *_):
+            nonlocal moves_average
+            w = self.mapping(self.miner(z), y)                 # [N, w_dim]
+            if moves_average:
+                # Once in the first pass, also where `rest` starts with this stage and runs several times.
                 self.mapping.w_avg.lerp_(w.detach().mean(0), 1 - self.w_avg_beta)
-            w = w[:, None].repeat(1, self.num_ws, 1)                               # [N, num_ws, w_dim]
-            if mixed:
-                other, keep = mixed
-                w = w.where(keep, self.mapping(self.miner(other), y)[:, None])
-            return w, None, None
-        stages = [broadcast, *self.synthesis.stages(noise)]
-        h, *side = z, None, None
+                moves_average = False
+
+            ws = w[:, None].repeat(1, self.num_ws, 1)          # [N, num_ws, w_dim]
+            if mixing is not None:
+                other, keep = mixing
+                w = self.mapping(self.miner(other), y)
+                ws = ws.where(keep, w[:, None])
+            return ws, None, None
+
+        stages = [to_styles, *self.synthesis.stages(noise)]
+        h, *side = z, None, None                               # side: ws and the image so far
         for stage in stages[:cut]:
             h, *side = stage(h, *side)
 
-        def rest(h, side=side):
+        def rest(h):
+            carried = side
             for stage in stages[cut:]:
-                h, *side = stage(h, *side)
+                h, *carried = stage(h, *carried)
             return h
-        return full(h), rest
+
+        return full_precision(h), rest
 
     def forward(self, z, y=None):
         h, rest = self.split(z, y)
         return rest(h)
 
 
+# ---- discriminator
+
 class Conv(nn.Module):
-    """Convolution k x k with bias, optionally FIR and /2; act: then sqrt(2) lrelu; all of it times scale."""
+    """k x k convolution with bias and sqrt(2) lrelu, all of it times scale.
+
+    act False: without bias and lrelu.  down: the low-pass filter in front, and half the resolution."""
 
     def __init__(self, c_in, c_out, k, down=False, act=True, scale=1.):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(c_out, c_in, k, k))
         self.bias = nn.Parameter(torch.zeros(c_out)) if act else None
-        self.down, self.act, self.gain, self.scale = down, act, 1 / math.sqrt(c_in * k * k), scale
+        self.down = down
+        self.act = act
+        self.gain = 1 / math.sqrt(c_in * k * k)
+        self.scale = scale
         if down:
             self.fir = Fir()
 
-    def forward(self, x):                                                          # [N, I, H, W] -> [N, O, H', W']
-        a, k = self.scale * (GAIN if self.act else 1.), self.weight.shape[2]
-        weight = self.weight * (self.gain * a)
+    def forward(self, x):                                      # [N, I, H, W] -> [N, O, H', W']
+        scale = self.scale * (GAIN if self.act else 1.)
+        weight = self.weight * (self.gain * scale)
+        k = weight.shape[2]
         if not self.down:
             x = conv(x, weight, pad=k // 2)
         elif k == 1:
-            x = conv(self.fir(x, 1, stride=2), weight)
+            x = self.fir(x, 1, stride=2)                       # [N, I, H/2, W/2]
+            x = conv(x, weight)
         else:
-            x = conv(self.fir(x, 2), weight, stride=2)
-        return activate(x, self.bias * a) if self.act else x
+            x = self.fir(x, 2)                                 # [N, I, H + 1, W + 1]
+            x = conv(x, weight, stride=2)
+        if self.act:
+            return activate(x, self.bias * scale)
+        return x
 
 
 class BlockD(nn.Module):
-    """One resolution of D: two convolutions, the second /2, and a 1x1 shortcut; the first block reads the image."""
+    """The layers of D at one resolution: two convolutions, of which the second halves it, and a 1x1 shortcut.
 
-    def __init__(self, c_in, ch, c_out, arch):
+    c_image: channels of the images that the first block reads with fromrgb, 0 for the others."""
+
+    def __init__(self, c_image, ch, c_out, arch):
         super().__init__()
-        self.fromrgb = Conv(c_in, ch, 1) if c_in else None
-        scale = math.sqrt(.5) if arch == 'resnet' else 1.
-        self.conv0, self.conv1 = Conv(ch, ch, 3), Conv(ch, c_out, 3, down=True, scale=scale)
-        self.skip = Conv(ch, c_out, 1, down=True, act=False, scale=scale) if arch == 'resnet' else None
+        residual = arch == 'resnet'
+        scale = math.sqrt(.5) if residual else 1.              # keeps the variance of the sum
+        self.fromrgb = Conv(c_image, ch, 1) if c_image else None
+        self.conv0 = Conv(ch, ch, 3)
+        self.conv1 = Conv(ch, c_out, 3, down=True, scale=scale)
+        self.skip = Conv(ch, c_out, 1, down=True, act=False, scale=scale) if residual else None
 
-    def forward(self, x):                                                          # [N, C, H, W] -> [N, O, H/2, W/2]
-        h = self.conv1(self.conv0(x))
-        return self.skip(x).add_(h) if self.skip else h
+    def forward(self, x):                                      # [N, C, H, W] -> [N, O, H/2, W/2]
+        h = self.conv0(x)
+        h = self.conv1(h)
+        if self.skip is None:
+            return h
+        x = self.skip(x)
+        return x.add_(h)
 
 
 def group_size(n, most):
-    """The largest divisor of n up to `most` (None: n)."""
-    return next(g for g in range(min(most or n, n), 0, -1) if n % g == 0)
+    """The largest divisor of n up to `most`; for `most` None, n."""
+    size = min(most or n, n)
+    while n % size:
+        size -= 1
+    return size
 
 
-def deviation(x, group):
-    """x [N, C, H, W] with one channel more: the standard deviation over groups of samples, averaged over C, H, W.
+def append_deviation(x, group):
+    """x [N, C, H, W] with one channel more: the deviation over groups of samples, averaged over C, H, W.
 
-    group: at most so many samples (None: all), the largest divisor of N; group j has samples j, j + N / group, ..."""
-    n = group_size(len(x), group)
-    std = (x.unflatten(0, (n, -1)).var(0, correction=0) + EPS).sqrt()              # [N / group, C, H, W]
-    std = std.mean((1, 2, 3)).repeat(n)[:, None, None, None]                       # [N, 1, 1, 1]
-    return torch.cat((x, std.expand(-1, 1, *x.shape[2:])), 1)
+    Karras et al. 2018, section 3.  group: the most samples of a group, None for all; the largest divisor of N
+    up to it is taken.  Group j has the samples j, j + N / group, ..."""
+    size = group_size(len(x), group)
+    groups = x.unflatten(0, (size, -1))                        # [size, N / size, C, H, W]
+    std = (groups.var(0, correction=0) + EPS).sqrt()           # [N / size, C, H, W]
+    std = std.mean((1, 2, 3)).repeat(size)                     # [N]
+    std = std[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    return torch.cat((x, std), 1)                              # [N, C + 1, H, W]
 
 
 class Epilogue(nn.Module):
-    """The 4x4 end of D: standard deviation over the minibatch, a convolution and two linear layers; fp32."""
+    """The 4x4 end of D in fp32: deviation over the minibatch, a convolution and two linear layers."""
 
     def __init__(self, ch, n_out, group):
         super().__init__()
         self.group = group
-        self.conv, self.fc, self.out = Conv(ch + 1, ch, 3), Linear(16 * ch, ch, act=True), Linear(ch, n_out)
+        self.conv = Conv(ch + 1, ch, 3)
+        self.fc = Linear(16 * ch, ch, act=True)
+        self.out = Linear(ch, n_out)
 
-    def features(self, x):                                                         # [N, C, 4, 4] -> same
-        with island(x):
-            return self.conv(deviation(full(x), self.group))
+    def convolve(self, x):                                     # [N, C, 4, 4] -> [N, C, 4, 4]
+        with no_autocast(x):
+            x = full_precision(x)
+            x = append_deviation(x, self.group)                # [N, C + 1, 4, 4]
+            return self.conv(x)
 
-    def flat(self, x):                                                             # [N, C, 4, 4] -> [N, C]
-        with island(x):
+    def flatten(self, x):                                      # [N, C, 4, 4] -> [N, C]
+        with no_autocast(x):
             return self.fc(x.flatten(1))
 
 
 class Discriminator(nn.Module):
     """Images [N, colors, res, res], classes y [N] if it has any -> logits [N], fp32.
 
-    Stages at 256 px: 0 fromRGB [N, 64, 256, 256] | 1 block [N, 128, 128, 128] | ... | 6 block [N, 512, 4, 4] |
-    7 minibatch deviation, conv | 8 linear [N, 512] | 9 linear, and with classes <out, mapping(y)> / sqrt(512).
-
-    arch: resnet, or orig without shortcuts. group: of `deviation`. ValueError for another res or arch."""
+    With classes, the logit is <out, mapping(y)> / sqrt(C).  At r px the features have min(ch_base // r,
+    ch_max) channels.  group: see append_deviation.  arch: resnet, or orig, which has no shortcuts.  Raises
+    ValueError for any other arch, and for a res that is no power of two from 8 on."""
 
     def __init__(self, res=256, ch_base=16384, ch_max=512, classes=0, group=4, arch='resnet', colors=3):
         super().__init__()
-        channels = widths(res, ch_base, ch_max)
+        channels = channels_by_resolution(res, ch_base, ch_max)
         if arch not in ('resnet', 'orig'):
             raise ValueError(f'arch {arch!r}: use resnet or orig')
-        self.res, self.ch, self.classes = res, ch_base, classes
-        self.resolutions, self.cuts = sorted(channels)[:0:-1], len(channels) + 3
-        for r in self.resolutions:
-            setattr(self, f'b{r}', BlockD(colors if r == res else 0, channels[r], channels[r // 2], arch))
-        self.b4 = Epilogue(channels[4], channels[4] if classes else 1, group)
-        if classes:
-            self.mapping = Mapping(0, channels[4], classes, 8, average=False)
+        self.res = res
+        self.ch = ch_base
+        self.classes = classes
+        self.cuts = len(channels) + 3
 
-    def head(self, h, y):
-        with island(h):
-            out = self.b4.out(full(h))
+        self.resolutions = sorted(channels, reverse=True)[:-1]  # res, ..., 8
+        for r in self.resolutions:
+            c_image = colors if r == res else 0
+            setattr(self, f'b{r}', BlockD(c_image, channels[r], channels[r // 2], arch))
+        ch = channels[4]
+        self.b4 = Epilogue(ch, ch if classes else 1, group)
+        if classes:
+            self.mapping = Mapping(0, ch, classes, 8, average=False)
+
+    def head(self, h, y):                                      # [N, C], [N] -> [N]
+        with no_autocast(h):
+            h = full_precision(h)
+            out = self.b4.out(h)                               # [N, C], without classes [N, 1]
             if self.classes:
                 out = out * self.mapping(y=y) / math.sqrt(out.shape[1])
             return out.sum(1)
 
     def split(self, x, y=None, cut=0):
-        """h, rest with rest(h) == self(x, y): h the feature after stages[:cut] (slice semantics), in fp32."""
+        """Return h, the feature of x behind stages[:cut], and rest, the function that runs the others on h.
+
+        rest(h) == self(x, y) at every cut.  h is fp32 under autocast."""
         blocks = [getattr(self, f'b{r}') for r in self.resolutions]
-        stages = [blocks[0].fromrgb, *blocks, self.b4.features, self.b4.flat, partial(self.head, y=y)]
+        head = partial(self.head, y=y)
+        stages = [blocks[0].fromrgb, *blocks, self.b4.convolve, self.b4.flatten, head]
         h = x
         for stage in stages[:cut]:
             h = stage(h)
@@ -466,7 +687,8 @@ class Discriminator(nn.Module):
             for stage in stages[cut:]:
                 h = stage(h)
             return h
-        return full(h), rest
+
+        return full_precision(h), rest
 
     def forward(self, x, y=None):
         h, rest = self.split(x, y)
@@ -474,7 +696,8 @@ class Discriminator(nn.Module):
 
 
 def effective_gain(net):
-    """{parameter name: run-time factor} of every convolution and linear layer: weight * factor is what acts.
+    """{name of a weight: its factor at run time} for every convolution and linear layer.
 
-    For G's demodulated convolutions it is 1 / sqrt(fan_in), which the original has and its demodulation cancels."""
-    return {f'{name}.weight': m.gain for name, m in net.named_modules() if hasattr(m, 'gain')}
+    For the demodulated convolutions of G the factor is 1 / sqrt(fan_in), as in the original release.
+    Demodulation cancels the factor, so that Layer leaves it out."""
+    return {f'{name}.weight': module.gain for name, module in net.named_modules() if hasattr(module, 'gain')}

@@ -208,7 +208,7 @@ def test_every_tensor_arrives_bit_for_bit(protocol, classes, arch, tmp_path, cap
 
 @pytest.mark.parametrize('path, name', [('C:\\sets\\cats\\', 'cats'), ('/a/b/', 'b'), ('', ''), (None, '')])
 def test_of_the_path_of_the_images_only_the_name_is_kept(path, name, tmp_path):
-    assert convert.load(write(tmp_path / 'a', dumps(snapshot(path=path))))['source']['dataset'] == name
+    assert convert.read_snapshot(write(tmp_path / 'a', dumps(snapshot(path=path))))['source']['dataset'] == name
 
 
 def test_tensors_that_share_a_storage_or_were_frozen_arrive_too(tmp_path):
@@ -217,7 +217,7 @@ def test_tensors_that_share_a_storage_or_were_frozen_arrive_too(tmp_path):
     b8['conv0'].parameters['bias'] = torch.nn.Parameter(whole[7:12])
     b8['fromrgb'].parameters['bias'] = torch.nn.Parameter(whole[0:50:10])
     b8['conv1'].buffers['weight'] = b8['conv1'].parameters.pop('weight').detach()  # a frozen layer is all buffers
-    D = convert.load(write(tmp_path / 'a', dumps(original)))['D']
+    D = convert.read_snapshot(write(tmp_path / 'a', dumps(original)))['D']
     assert torch.equal(D['b8.conv0.bias'], whole[7:12]) and torch.equal(D['b8.fromrgb.bias'], whole[0:50:10])
     assert D['b8.conv0.bias'].untyped_storage().nbytes() == 20
     assert torch.equal(D['b8.conv1.weight'], b8['conv1'].buffers['weight'])
@@ -267,7 +267,7 @@ def test_the_source_text_within_is_not_executed(tmp_path):
         original[net]['b4' if net == 'D' else 'mapping'].meta['module_src'] = f'import os; os.mkdir({str(ran)!r})'
     content = dumps(original)
     assert content.count(str(ran).encode()) == 6
-    convert.load(write(tmp_path / 'in.pkl', content))
+    convert.read_snapshot(write(tmp_path / 'in.pkl', content))
     assert os.listdir(tmp_path) == ['in.pkl']
 
 
@@ -277,9 +277,9 @@ sys.addaudithook(lambda event, args: WATCHED and WATCHED.append(event))
 
 def test_reading_looks_up_no_global_and_executes_no_code(tmp_path):
     path = write(tmp_path / 'in.pkl', dumps(snapshot()))
-    convert.load(path)                                            # torch imports what it needs
+    convert.read_snapshot(path)                                   # torch imports what it needs
     WATCHED.append('start')
-    convert.load(path)
+    convert.read_snapshot(path)
     events = collections.Counter(WATCHED)
     WATCHED.clear()
     assert events['open'] == events['mmap.__new__'] == 1
@@ -390,7 +390,7 @@ GOOD = pickled_storage(torch.arange(15.))
 
 
 def test_a_tensor_may_be_a_transposed_view(tmp_path):
-    G = convert.load(write(tmp_path / 'in.pkl', tensor_of(GOOD, 0, (3, 5), (1, 3))))['G']
+    G = convert.read_snapshot(write(tmp_path / 'in.pkl', tensor_of(GOOD, 0, (3, 5), (1, 3))))['G']
     assert torch.equal(G['mapping.fc0.weight'], torch.arange(15.).view(5, 3).T)
 
 
@@ -520,9 +520,9 @@ def test_a_snapshot_cut_short_anywhere_is_refused(protocol, tmp_path):
     content = dumps(snapshot(), protocol)
     for i in range(15):
         with pytest.raises(convert.Refused):
-            convert.load(write(tmp_path / 'in.pkl', content[:len(content) * i // 15]))
+            convert.read_snapshot(write(tmp_path / 'in.pkl', content[:len(content) * i // 15]))
     with pytest.raises(convert.Refused):
-        convert.load(write(tmp_path / 'in.pkl', content[:-1]))
+        convert.read_snapshot(write(tmp_path / 'in.pkl', content[:-1]))
 
 
 def test_a_snapshot_with_flipped_bytes_is_refused_or_read_but_nothing_else(tmp_path):
@@ -534,7 +534,7 @@ def test_a_snapshot_with_flipped_bytes_is_refused_or_read_but_nothing_else(tmp_p
         for i in rng.sample(small, 3):
             changed[i] = rng.choice((rng.randrange(256), *b'Rb\x93\x81ceuhj'))
         try:
-            convert.load(write(tmp_path / 'in.pkl', bytes(changed)))
+            convert.read_snapshot(write(tmp_path / 'in.pkl', bytes(changed)))
             outcomes['read'] += 1
         except convert.Refused:
             outcomes['refused'] += 1
@@ -548,7 +548,7 @@ def test_a_small_file_takes_little_memory_and_no_deep_recursion(tmp_path, monkey
         assert 'is damaged' in refusal(tmp_path, b'\x80\x04' + content)
     for x in (doubled('path'), {'path': doubled('path')}):
         assert 'is damaged' in refusal(tmp_path, dumps({**snapshot(), 'training_set_kwargs': x}))
-    monkeypatch.setattr(convert, 'OPCODES', 1000)
+    monkeypatch.setattr(convert, 'MOST_OPCODES', 1000)
     assert refusal(tmp_path, b'\x80\x04' + b'}' * 5000) == 'has 1000 opcodes, which a StyleGAN2 snapshot does not need'
 
 

@@ -1,4 +1,4 @@
-"""Every leaf file, alone in an empty folder, runs the example of its own docstring."""
+"""Every leaf file, alone or with the file it serves in an empty folder, runs the example of its docstring."""
 import ast
 import os
 import shutil
@@ -10,7 +10,9 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'loop.py', 'metrics.py', 'prune.py',
-          'models/sngan.py', 'models/biggan.py', 'models/convert_nvidia.py', 'data/images.py']
+          'models/sngan.py', 'models/biggan.py', 'models/stylegan2.py', 'models/transfer.py',
+          'models/convert_nvidia.py', 'data/images.py']
+COMPANIONS = {'models/transfer.py': ['models/stylegan2.py']}    # {file: what it serves and travels with}
 
 
 def example(source):
@@ -23,7 +25,8 @@ def example(source):
 
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_a_leaf_alone_runs_its_docstring(leaf, tmp_path):
-    shutil.copy(os.path.join(ROOT, leaf), tmp_path)
+    for path in (leaf, *COMPANIONS.get(leaf, [])):
+        shutil.copy(os.path.join(ROOT, path), tmp_path)
     with open(tmp_path / os.path.basename(leaf)) as f:
         source = f.read()
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}

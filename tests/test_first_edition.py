@@ -52,8 +52,8 @@ def test_an_old_command_has_the_identity_and_the_directory_that_it_had(name):
     old = read(name)
     args = script(old['identity']['model']).get_args(typed(name))
     facts = {key: value for key, value in old['identity'].items() if key in FACTS}
-    assert json.loads(json.dumps(loop.identity(args, **facts))) == old['identity']
-    assert name.endswith(loop.digest(loop.identity(args, **facts))[:8])
+    assert json.loads(json.dumps(loop.run_identity(args, **facts))) == old['identity']
+    assert name.endswith(loop.digest(loop.run_identity(args, **facts))[:8])
     assert {**vars(args), **old['args']} == vars(args)         # no flag is gone or has another value
 
 
@@ -135,7 +135,7 @@ def test_a_younger_flag_counts_only_where_it_is_not_at_its_default(copied, capsy
     assert os.listdir('runs') == [RUN] and loop.load(copied / 'last.pt')['step'] == 3
     changed = ['--steps', '4', '--sparkle', '1']
     refused(capsys, lambda: resume(*changed, '--out', f'runs/{RUN}'), '--sparkle was 0, is 1')
-    old, new = (loop.identity(train_sngan.get_args([*typed(RUN), *more])) for more in ([], changed))
+    old, new = (loop.run_identity(train_sngan.get_args([*typed(RUN), *more])) for more in ([], changed))
     assert loop.digest(old) != loop.digest(new)
 
     monkeypatch.setattr(loop, 'YOUNGER_FLAGS', {})             # what happens where the entry is forgotten

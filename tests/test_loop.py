@@ -133,10 +133,10 @@ def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, capsys):
 
 def test_what_changes_the_result_is_compared_and_names_the_directory(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain = loop.identity(flags(), data_fingerprint='x')
-    assert plain == loop.identity(flags('--steps', 9, '--out', 'y', '--save-every', 2), data_fingerprint='x')
-    other_seed = loop.identity(flags('--seed', 1), data_fingerprint='x')
-    other_data = loop.identity(flags(), data_fingerprint='y')
+    plain = loop.run_identity(flags(), data_fingerprint='x')
+    assert plain == loop.run_identity(flags('--steps', 9, '--out', 'y', '--save-every', 2), data_fingerprint='x')
+    other_seed = loop.run_identity(flags('--seed', 1), data_fingerprint='x')
+    other_data = loop.run_identity(flags(), data_fingerprint='y')
     assert len({loop.digest(identity) for identity in (plain, other_seed, other_data)}) == 3
     same = {'seed': 0, 'betas': (0., .9), 'data_fingerprint': 'x'}
     loop.write_json('args.json', {'identity': same})

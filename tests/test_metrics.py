@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import drawn_state, write_cifar
 from PIL import Image
-from test_data import write_cifar
 
 import metrics
 
@@ -25,22 +25,6 @@ def without_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv('FID_INCEPTION_WEIGHTS', raising=False)
     monkeypatch.setattr(metrics, 'URL', 'http://127.0.0.1:9/weights.pth')       # nobody listens there
-
-
-def drawn_state():
-    """Weights of the FID Inception drawn by numpy, in the order of the sorted keys, for us and for the other tools."""
-    r, made = np.random.RandomState(0), {}
-    shapes = {key: tuple(value.shape) for key, value in metrics.inception_graph().state_dict().items()}
-    for key in sorted(key for key in shapes if not key.endswith('num_batches_tracked')):
-        shape = shapes[key]
-        if len(shape) > 1:
-            x = r.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5      # activations neither die nor explode
-        elif key.endswith(('running_var', 'bn.weight')):
-            x = r.uniform(0.8, 1.2, shape)
-        else:
-            x = r.normal(size=shape) * 0.1
-        made[key] = torch.from_numpy(x.astype(np.float32))
-    return made
 
 
 @pytest.fixture(scope='module')

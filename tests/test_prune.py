@@ -220,7 +220,7 @@ def test_a_slimmed_generator_is_the_one_without_those_channels():
 
     def normed(x, n, keep):
         return F.relu(F.batch_norm(x, None, None, n.weight[keep], n.bias[keep], True, eps=n.eps))
-    x, sizes = G.first(z), []
+    x, sizes = G.to_feature(z), []
     for name in ('block2', 'block3', 'block4'):
         b = G.get_submodule(name)
         enter, inside = (masks[f'{name}.{c}.weight'].any(0).any(-1).any(-1) for c in ('c1', 'c2'))

@@ -141,7 +141,7 @@ def test_the_demo(tmp_path):
     tree = tmp_path / 'tree'
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', 'datasets', '__pycache__'))
     done = subprocess.run(['bash', 'run_all.sh'], cwd=tree, capture_output=True, text=True,
-                          env={**os.environ, 'STEPS': '2', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
+                          env={**os.environ, 'SCALE': 'smoke', 'STEPS': '2', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stdout + done.stderr
-    made = os.listdir(tree / 'runs/faces-2/report')
+    made = os.listdir(tree / 'runs/faces-smoke/report')
     assert 'report.md' in made and 'grids.png' in made

@@ -324,7 +324,7 @@ def test_new_layers_keep_the_second_moment_of_N_0_1_but_for_their_slope():
 def test_the_deviation_of_two_lone_samples_marks_every_second_sample():
     x = torch.zeros(8, 1, 4, 4)
     x[0], x[2] = 1., 3.
-    out = sg.deviation(x, 4)[:, 1]                              # groups 0 2 4 6 and 1 3 5 7
+    out = sg.append_deviation(x, 4)[:, 1]                       # groups 0 2 4 6 and 1 3 5 7
     values = torch.tensor([1., 3, 0, 0]).std(correction=0).item(), 1e-4
     assert torch.allclose(out, torch.tensor(values).repeat(4)[:, None, None].expand(8, 4, 4))
 
@@ -333,10 +333,10 @@ def test_the_deviation_of_two_lone_samples_marks_every_second_sample():
 def test_deviation_equals_the_loop_over_groups(n, group):
     torch.manual_seed(0)
     x = torch.randn(n, 3, 4, 4).double()
-    close(sg.deviation(x, group), slow_deviation(x, group), 1e-14)
-    close(sg.deviation(x, None), slow_deviation(x, n), 1e-14)
+    close(sg.append_deviation(x, group), slow_deviation(x, group), 1e-14)
+    close(sg.append_deviation(x, None), slow_deviation(x, n), 1e-14)
     if n in (1, 5):
-        assert torch.allclose(sg.deviation(x, group)[:, 3], torch.tensor(1e-4).double())
+        assert torch.allclose(sg.append_deviation(x, group)[:, 3], torch.tensor(1e-4).double())
 
 
 @pytest.mark.parametrize('classes', [0, 3])
