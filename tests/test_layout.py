@@ -65,7 +65,6 @@ def imports(tree, folder=''):
 IMPORTS = {module: imports(tree, os.path.dirname(module)) for module, tree in MODULES.items()}
 
 
-@pytest.mark.skipif('paper/experiments' not in MODULES, reason='the reproduction is still at the top level')
 def test_every_module_of_the_top_level_has_its_place_in_the_layout():
     assert not STRAY
 
