@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_data import write_cifar
+from helpers import write_cifar
 
+import helpers
 import metrics
 
 SOURCE = Path(metrics.__file__)
@@ -759,6 +760,7 @@ WORKER = '''
 import json, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
+import helpers
 import metrics
 from test_metrics import Toy, every_score, numbered
 metrics.main(sys.argv[2:])                                      # joins the ranks, as torchrun says
@@ -1018,3 +1020,12 @@ def test_command_line_must_exit_2_with_one_sentence(built, folders, capsys, wron
     assert end.value.code == 2 and captured.out == '' and len(errors) == 1
     assert says in (errors[0] if says != 'records' else captured.err)
     assert errors[0] == captured.err.splitlines()[-1]
+
+
+def test_scored_folders_start_no_program_and_name_special_files(tmp_path, monkeypatch, capsys):
+    mark = helpers.fake_ghostscript(tmp_path / 'bin', monkeypatch)
+    names = helpers.hostile_folder(tmp_path / 'photos')
+    with pytest.raises(SystemExit) as e:
+        metrics.main(['--gen', str(tmp_path / 'photos'), '--ref', str(tmp_path / 'photos'), '--features', 'effnet'])
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and not os.path.exists(mark) and any(name in error for name in names), error
