@@ -4,9 +4,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_attention, slow_biggan_D, slow_biggan_G
 from torch.nn.utils import parametrize
 
 import advaug
+import flat
 import loop
 import prune
 from models import biggan
@@ -73,46 +75,6 @@ def test_the_default_cuts_are_the_first_layer_of_G_and_the_feature_before_the_la
     assert h.shape == (4, 16) and torch.allclose(last(h), closed, atol=1e-6)
 
 
-def slow_attention(a, x):
-    """Self-attention as the sum over positions that it is."""
-    n, c, height, width = x.shape
-    theta = a.theta(x).reshape(n, c // 8, -1)
-    phi, g = (F.max_pool2d(layer(x), 2).flatten(2) for layer in (a.phi, a.g))
-    share = torch.einsum('ncq,nck->nqk', theta, phi).softmax(2)                    # queries q, keys k: no 1 / sqrt(c)
-    return x + a.gamma * a.o(torch.einsum('nqk,nck->ncq', share, g).reshape(n, c // 2, height, width))
-
-
-def slow_norm(m, x, c):
-    """Conditional BN from batch moments: eps 1e-4, gain 1 + W_g c, bias W_b c."""
-    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-    gain, bias = ((c @ layer.weight.t())[:, :, None, None] for layer in (m.gain, m.bias))
-    return (x - mean) / (var + 1e-4).sqrt() * (1 + gain) + bias
-
-
-def slow_G(G, z, y):
-    """The released generator, step by step: upsample, then convolve; attention at half the final resolution."""
-    def up(x):
-        return F.interpolate(x, scale_factor=2., mode='nearest')
-    h = G.l1(z[:, :20]).view(len(z), -1, 4, 4)
-    for i, b in enumerate(G.blocks):
-        h = slow_attention(G.attention, h) if h.shape[2] == G.res // 2 else h
-        c = torch.cat((G.shared.weight[y], z[:, 20 * (i + 1):20 * (i + 2)]), 1)
-        h = b.c2(F.relu(slow_norm(b.n2, b.c1(up(F.relu(slow_norm(b.n1, h, c)))), c))) + b.sc(up(h))
-    return torch.tanh(G.rgb(F.relu(G.norm(h))))
-
-
-def slow_D(D, x, y):
-    """The released discriminator: block 1 pools its shortcut before the 1x1, the others after it; sum pooling."""
-    b = D.blocks[0]
-    h = F.avg_pool2d(b.c2(F.relu(b.c1(x))), 2) + b.sc(F.avg_pool2d(x, 2))
-    h = slow_attention(D.attention, h)
-    for b in D.blocks[1:]:
-        r = b.c2(F.relu(b.c1(F.relu(h)))) + b.sc(F.relu(h) if b.relu_shortcut else h)
-        h = F.avg_pool2d(r, 2) if b.down else r
-    h = F.relu(h).sum((2, 3))
-    return (h @ D.linear.weight.t())[:, 0] + D.linear.bias + (D.embed.weight[y] * h).sum(1)
-
-
 @pytest.mark.parametrize('res, narrow, relu_shortcut', [(*shape, False) for shape in SHAPES] + [(32, False, True)])
 def test_G_and_D_equal_the_released_layers_with_their_gradients(res, narrow, relu_shortcut):
     """In float64, where ReLU and max-pooling do not fall on another side by rounding."""
@@ -120,7 +82,7 @@ def test_G_and_D_equal_the_released_layers_with_their_gradients(res, narrow, rel
     G, D, z, y = G.double(), D.double(), z[:2].double(), y[:2]
     freeze(G), freeze(D)
     results = []
-    for g, d in ((G, D), (lambda *a: slow_G(G, *a), lambda *a: slow_D(D, *a))):
+    for g, d in ((G, D), (lambda *a: slow_biggan_G(G, *a), lambda *a: slow_biggan_D(D, *a))):
         G.zero_grad(), D.zero_grad()
         x = g(z, y)
         score = d(x, y)
@@ -258,20 +220,20 @@ def test_the_fast_adversarial_backward_shares_the_conditions_of_both_passes():
 def test_masked_weights_stay_exactly_zero_through_updates_of_both_networks():
     G, D, z, y, x = small()
     masks = {net: prune.magnitude(net, prune.ones(net), .6) for net in (G, D)}
-    E = loop.Flat(copy.deepcopy(G).to(memory_format=torch.channels_last), mask=masks[G])
-    G, D = (loop.Flat(net.to(memory_format=torch.channels_last), 1e-2, (.5, .999), 1e-6, masks[net]) for net in (G, D))
+    E = flat.Flat(copy.deepcopy(G).to(memory_format=torch.channels_last), masks=masks[G])
+    G, D = (flat.Flat(net.to(memory_format=torch.channels_last), 1e-2, (.5, .999), 1e-6, masks[net]) for net in (G, D))
     before = {net: net.w.data.clone() for net in (G, D, E)}
     for step in range(3):
         G.now = D.now = step + 1
         D.update(lambda part: (F.relu(1 - D.net(x[part], y[part])) + F.relu(1 + D.net(G.net(z[part], y[part]), y[part]))
-                               ).mean(), loop.parts(4, 2))
+                               ).mean(), flat.micro_batches(4, 2))
         G.update(lambda part: -D.net(G.net(z, y), y).mean())
         E.track(G, .9)
-    for flat in (G, D, E):
-        assert flat.guilty() is None and not torch.equal(flat.w.data, before[flat])
-        parameters = dict(flat.net.named_parameters())
-        assert all(not parameters[name][~keep].any() for name, keep in flat.masked.items())
-        assert prune.sparsity(flat.masked) == pytest.approx(.6, abs=1e-3)
+    for net in (G, D, E):
+        assert net.first_bad() is None and not torch.equal(net.w.data, before[net])
+        parameters = dict(net.net.named_parameters())
+        assert all(not parameters[name][~keep].any() for name, keep in net.masks.items())
+        assert prune.sparsity(net.masks) == pytest.approx(.6, abs=1e-3)
     assert 'shared.weight' in G.layout and G.net.blocks[0].n1.norm.running_var.data_ptr() >= G.bucket.data_ptr()
     settled = loop.settle(E.net, [(z, y)] * 3)
     assert settled(z, y).std() > 0 and not settled.training
@@ -281,9 +243,9 @@ def test_micro_batches_of_D_under_one_spectral_norm_equal_the_big_batch():
     _, D, _, y, x = small()
     gradients = []
     for micro in (4, 1):
-        flat = loop.Flat(copy.deepcopy(D), 1e-3)
-        flat.update(lambda part: F.relu(1 - flat.net(x[part], y[part])).mean(), loop.parts(4, micro))
-        gradients.append(flat.g.clone())
+        whole = flat.Flat(copy.deepcopy(D), 1e-3)
+        whole.update(lambda part: F.relu(1 - whole.net(x[part], y[part])).mean(), flat.micro_batches(4, micro))
+        gradients.append(whole.g.clone())
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[0].abs().max()
 
 

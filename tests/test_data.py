@@ -25,9 +25,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from helpers import fake_ghostscript, hostile_folder, write_cifar
 from PIL import Image
-
-import helpers
 
 from data import images
 
@@ -218,23 +217,6 @@ def test_fashion_mnist_comes_from_its_idx_files(tmp_path):
     assert d.images.shape == (20, 3, 32, 32) and not d.images[:, :, :2].any()
     assert (d.images[:, 0, 2:30, 2:30].numpy() == first).all() and (d.images[:, 1] == d.images[:, 0]).all()
     assert d.labels.tolist() == labels.tolist()
-
-
-def write_cifar(name, root, monkeypatch):
-    """CIFAR as its archive unpacks, 3 images a file; returns torchvision's class, which then checks no sums."""
-    import torchvision
-    kind = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    os.makedirs(root / kind.base_folder)
-    key = 'labels' if name == 'cifar10' else 'fine_labels'
-    for file, _ in kind.train_list + kind.test_list:
-        x = np.arange(3 * 3072).reshape(3, 3072).astype(np.uint8)
-        with open(root / kind.base_folder / file, 'wb') as f:
-            pickle.dump({'data': x, key: [0, 1, 2]}, f)
-    with open(root / kind.base_folder / kind.meta['filename'], 'wb') as f:
-        pickle.dump({kind.meta['key']: ['a', 'b', 'c']}, f)
-    monkeypatch.setattr(kind, '_check_integrity', lambda self: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *a: True)
-    return kind
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
@@ -946,8 +928,8 @@ def test_the_labels_of_a_dataset_json_are_the_classes(zipped, tmp_path):
 
 
 def test_images_start_no_program_and_special_files_are_named(tmp_path, monkeypatch):
-    mark = helpers.fake_ghostscript(tmp_path / 'bin', monkeypatch)
-    names = helpers.hostile_folder(tmp_path / 'photos')
+    mark = fake_ghostscript(tmp_path / 'bin', monkeypatch)
+    names = hostile_folder(tmp_path / 'photos')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     d = images.load(str(tmp_path / 'photos'), res=16)
     assert len(d.images) == 10 and not os.path.exists(mark)

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import drawn_state, fake_ghostscript, hostile_folder, write_cifar
 from PIL import Image
-from helpers import write_cifar
 
-import helpers
 import metrics
 
 SOURCE = Path(metrics.__file__)
@@ -26,22 +25,6 @@ def without_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv('FID_INCEPTION_WEIGHTS', raising=False)
     monkeypatch.setattr(metrics, 'URL', 'http://127.0.0.1:9/weights.pth')       # nobody listens there
-
-
-def drawn_state():
-    """Weights of the FID Inception drawn by numpy, in the order of the sorted keys, for us and for the other tools."""
-    r, made = np.random.RandomState(0), {}
-    shapes = {key: tuple(value.shape) for key, value in metrics.inception_graph().state_dict().items()}
-    for key in sorted(key for key in shapes if not key.endswith('num_batches_tracked')):
-        shape = shapes[key]
-        if len(shape) > 1:
-            x = r.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5      # activations neither die nor explode
-        elif key.endswith(('running_var', 'bn.weight')):
-            x = r.uniform(0.8, 1.2, shape)
-        else:
-            x = r.normal(size=shape) * 0.1
-        made[key] = torch.from_numpy(x.astype(np.float32))
-    return made
 
 
 @pytest.fixture(scope='module')
@@ -760,7 +743,6 @@ WORKER = '''
 import json, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
-import helpers
 import metrics
 from test_metrics import Toy, every_score, numbered
 metrics.main(sys.argv[2:])                                      # joins the ranks, as torchrun says
@@ -1023,8 +1005,8 @@ def test_command_line_must_exit_2_with_one_sentence(built, folders, capsys, wron
 
 
 def test_scored_folders_start_no_program_and_name_special_files(tmp_path, monkeypatch, capsys):
-    mark = helpers.fake_ghostscript(tmp_path / 'bin', monkeypatch)
-    names = helpers.hostile_folder(tmp_path / 'photos')
+    mark = fake_ghostscript(tmp_path / 'bin', monkeypatch)
+    names = hostile_folder(tmp_path / 'photos')
     with pytest.raises(SystemExit) as e:
         metrics.main(['--gen', str(tmp_path / 'photos'), '--ref', str(tmp_path / 'photos'), '--features', 'effnet'])
     error = capsys.readouterr().err

@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_sngan_D, slow_sngan_G
 from torch.nn.utils import parametrize
 
 from models import sngan
@@ -43,32 +44,12 @@ def test_every_cut_of_G_and_D_continues_to_the_same_output(mode):
                 assert torch.equal(rest(h), whole), cut
 
 
-def slow_G(G, z):
-    """The released generator, step by step: upsample, then convolve."""
-    up = lambda x: F.interpolate(x, scale_factor=2., mode='nearest')
-    h = G.l1(z).view(len(z), G.ch, G.bottom, G.bottom)
-    for b in (G.block2, G.block3, G.block4):
-        h = b.c2(F.relu(b.n2(b.c1(up(F.relu(b.n1(h))))))) + b.sc(up(h))
-    return torch.tanh(G.c5(F.relu(G.n5(h))))
-
-
-def slow_D(D, x):
-    """The released discriminator: block 1 pools its shortcut before the 1x1, block 2 after it; sum pooling."""
-    b = D.block1
-    h = F.avg_pool2d(b.c2(F.relu(b.c1(x))), 2) + b.sc(F.avg_pool2d(x, 2))
-    b = D.block2
-    h = F.avg_pool2d(b.c2(F.relu(b.c1(F.relu(h)))), 2) + F.avg_pool2d(b.sc(h), 2)
-    for b in (D.block3, D.block4):
-        h = b.c2(F.relu(b.c1(F.relu(h)))) + h
-    return F.relu(h).sum((2, 3)) @ D.l5.weight[0]
-
-
 @pytest.mark.parametrize('res', [32, 48])
 def test_G_and_D_equal_the_released_layers_with_their_gradients(res):
     torch.manual_seed(0)
     G, D = sngan.Generator(res, 8), sngan.Discriminator(8).eval()
     z = torch.randn(4, 128)
-    for fast, slow in ((lambda: G(z), lambda: slow_G(G, z)), (lambda: D(G(z)), lambda: slow_D(D, slow_G(G, z)))):
+    for fast, slow in ((lambda: G(z), lambda: slow_sngan_G(G, z)), (lambda: D(G(z)), lambda: slow_sngan_D(D, slow_sngan_G(G, z)))):
         results = []
         for f in (fast, slow):
             G.zero_grad(), D.zero_grad()
