@@ -5,7 +5,7 @@ Use:
     python find_ticket.py sngan --data photos/ --rounds 3 --steps 2000 --ticket photos.pt
     torchrun --nproc_per_node 8 find_ticket.py sngan --data cifar10 --frac 0.1
     python find_ticket.py sngan --data cifar10 --frac 0.1 --method oneshot --ticket oneshot.pt
-Every flag of train_sngan.py passes through.  The same command resumes, in the middle of a round too.
+The flags of train_MODEL.py pass through, but for --mask.  The same command resumes, in a round too.
 
 Algorithm 1, as the paper numbers its lines (--method imp, see `iterative_pruning`):
      1  input:   m_g = 1 and m_d = 1;  theta_0 and phi_0

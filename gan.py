@@ -48,7 +48,7 @@ def perturb(h, objective, args):
 
 def perturbed_logits(h, D2, sign, args):
     """D2(h + d) [N], where d climbs sign * D2: the sign [N] is 1 where d raises D, -1 where d lowers D."""
-    def objective(h):                          # not the hinge loss: flat where D judges rightly by far
+    def objective(h):                          # not the hinge loss: its gradient is 0 where D is right
         return sign * D2(h)
     return D2(perturb(h, objective, args))
 

@@ -38,6 +38,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import sys
 import time
 import urllib.request
@@ -1181,6 +1182,9 @@ def from_args(args, device='cpu'):
 
 # Endings of images in folders and zips, and the names of data sets that are downloaded.
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm')
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'PPM')        # of PIL; its EPS would start Ghostscript
+MAX_BYTES = 2 ** 28                                         # of an image file
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS                         # 89 million, where PIL begins to warn of bombs
 NAMED = ('cifar10-train', 'cifar10-test', 'cifar100-train', 'cifar100-test', 'fashion-mnist-train',
          'fashion-mnist-test')
 
@@ -1240,6 +1244,20 @@ def rgb(image):
     return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
 
 
+def check_size(size):
+    """Raise OSError on a file of more bytes than an image has."""
+    if size > MAX_BYTES:
+        raise OSError(f'{size / 2 ** 20:,.0f} MB are too many for an image, the limit is {MAX_BYTES >> 20} MB')
+
+
+def open_image(data):
+    """The PIL image in these bytes, not decoded yet. Raises ValueError where it has too many pixels."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f'{image.width} x {image.height} pixels are too many, the limit is {MAX_PIXELS:,}')
+    return image
+
+
 def names_in_zip(archive):
     """The names of the files in a zip, hidden ones left out."""
     return [name for name in archive.namelist() if not re.search(r'(^|/)(\.|__MACOSX/)', name)]
@@ -1272,11 +1290,25 @@ class ImageFiles:
         self.pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))        # PIL decodes outside of the GIL
         self.ahead = {}                                     # {(start, stop): jobs of that batch}
 
+    def read_file(self, name):
+        """The bytes of a file. Raises OSError where it is no regular file, or too large for an image."""
+        if self.archive:
+            check_size(self.archive.getinfo(name).file_size)
+            return self.archive.read(name)
+        # A pipe would block, and a device has no end.
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+        with open(descriptor, 'rb') as file:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
+                raise OSError('not a regular file')
+            check_size(about.st_size)
+            return file.read(MAX_BYTES)
+
     def attempt(self, work, name):
         """work(bytes, PIL image) of a file, or a sentence on why it cannot be read."""
         try:
-            data = self.archive.read(name) if self.archive else read_hashed(name)[0]
-            return work(data, Image.open(io.BytesIO(data)))
+            data = self.read_file(name)
+            return work(data, open_image(data))
         except (*BROKEN, Image.DecompressionBombError) as error:
             return f'{name} ({error})'
 

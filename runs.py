@@ -454,7 +454,7 @@ def sample_grid(runs):
     sheets = []
     for title, path in panels:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=['PNG']) as image:
                 image = image.convert('RGB')
         except OSError:                                        # not there, or torn
             continue

@@ -40,6 +40,7 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 import time
 import types
@@ -74,6 +75,9 @@ FASHION = '/usr/share/datasets/fashion-mnist'  # of Debian's package dataset-fas
 FFHQ = ('ffhq/images1024x1024', 'images1024x1024', 'ffhq/thumbnails128x128', 'ffhq', 'thumbnails128x128')
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm')
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')  # of PIL; its EPS would start Ghostscript
+MAX_BYTES = 2 ** 28  # of an image file
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, where PIL begins to warn of bombs
 HEIC = ('.heic', '.heif', '.avif')  # skipped, with a word on what to do
 CHUNK = 1024  # files that a conversion reads between two records of its progress
 
@@ -357,7 +361,7 @@ def survey_sizes(files, read_file, most=500):
     sizes = []
     for file in files[::step]:
         with contextlib.suppress(Exception):  # PIL raises exceptions of every type, see `decode`
-            head = Image.open(io.BytesIO(read_file(file)))
+            head = open_image(read_file(file))
             sizes.append(head.size)
     return sizes
 
@@ -476,7 +480,7 @@ def read_emoji(name, res):
     """
     info = emoji_info(name)
     about = info['sets'][name]
-    sheet = np.asarray(Image.open(f'{HERE}/emoji/{name}.png').convert('RGB'))
+    sheet = np.asarray(Image.open(f'{HERE}/emoji/{name}.png', formats=['PNG']).convert('RGB'))
 
     # Cut the sheet into its tiles. The last row of tiles is filled up with white ones.
     size = about['size']
@@ -647,7 +651,7 @@ def list_files(path):
         except (zipfile.BadZipFile, OSError) as e:
             refuse(f'--data {path} is neither a folder nor a readable zip ({e})')
         found = [name for name in archive.namelist() if not name.endswith('/')]
-        read_file = archive.read
+        read_file = member_reader(archive)
     return sorted(name for name in found if not is_hidden(name)), read_file
 
 
@@ -669,9 +673,36 @@ def files_below(folder):
 def file_reader(folder):
     """The function that returns the bytes of a file in this folder."""
     def read_file(name):
-        with open(os.path.join(folder, name), 'rb') as f:
-            return f.read()
+        return read_regular(os.path.join(folder, name))
     return read_file
+
+
+def read_regular(path):
+    """The bytes of a file. Raises OSError where it is no regular file, or too large for an image.
+
+    A pipe would block, and a device has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    with open(descriptor, 'rb') as f:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError('not a regular file')
+        check_size(about.st_size)
+        return f.read(MAX_BYTES)
+
+
+def member_reader(archive):
+    """The function that returns the bytes of a file in this zip. It raises OSError where that is too large."""
+    def read_file(name):
+        check_size(archive.getinfo(name).file_size)
+        return archive.read(name)
+    return read_file
+
+
+def check_size(size):
+    """Raise OSError on a file of more bytes than an image has."""
+    if size > MAX_BYTES:
+        raise OSError(f'{size / 2 ** 20:,.0f} MB are too many for an image, the limit is {MAX_BYTES >> 20} MB')
 
 
 def is_hidden(name):
@@ -845,13 +876,21 @@ def decode(file, read_file, shape):
     if file.lower().endswith(HEIC):
         return None, 'HEIC: export it as JPEG or PNG first'
     try:
-        im, kind = to_rgb(Image.open(io.BytesIO(read_file(file))))
+        im, kind = to_rgb(open_image(read_file(file)))
         if im.width != im.height:
             kind += ', not square'
         return shape(im), kind
     except Exception as e:  # on rubbish, PIL raises exceptions of every type, struct.error too
         why = str(e) or type(e).__name__
         return None, why.split(' <')[0]  # without the address of a BytesIO
+
+
+def open_image(data):
+    """The PIL image in these bytes, not decoded yet. Raises ValueError where it has too many pixels."""
+    im = Image.open(io.BytesIO(data), formats=FORMATS)
+    if im.width * im.height > MAX_PIXELS:
+        raise ValueError(f'{im.width} x {im.height} pixels are too many, the limit is {MAX_PIXELS:,}')
+    return im
 
 
 def to_rgb(im):

@@ -19,6 +19,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import find_ticket
 import loop
@@ -306,3 +307,38 @@ def drawn_state():
             x = r.normal(size=shape) * 0.1
         made[key] = torch.from_numpy(x.astype(np.float32))
     return made
+
+EPS = b'''%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 32 32
+%%EndComments
+(touched) (w) file closefile showpage
+%%EOF
+'''
+
+
+def hostile_folder(folder):
+    """Ten images, and files that must neither run, nor block, nor fill the memory; returns the names of these."""
+    os.makedirs(folder)
+    for i in range(10):
+        x = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(x).save(f'{folder}/{i}.jpg')
+    for name in ('eps.png', 'eps.jpg'):
+        with open(f'{folder}/{name}', 'wb') as f:
+            f.write(EPS)
+    os.mkfifo(f'{folder}/pipe.png')
+    os.symlink('/dev/zero', f'{folder}/endless.png')
+    with open(f'{folder}/sparse.png', 'wb') as f:
+        f.truncate(3 * 2 ** 30)
+    Image.new('1', (13000, 13000)).save(f'{folder}/bomb.png')
+    return ['eps.png', 'eps.jpg', 'pipe.png', 'endless.png', 'sparse.png', 'bomb.png']
+
+
+def fake_ghostscript(folder, monkeypatch):
+    """A program `gs` that leaves a mark, first on PATH; returns the path of the mark."""
+    os.makedirs(folder)
+    mark = f'{folder}/was-here'
+    with open(f'{folder}/gs', 'w') as f:
+        f.write(f'#!/bin/sh\ntouch {mark}\n')
+    os.chmod(f'{folder}/gs', 0o755)
+    monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+    return mark

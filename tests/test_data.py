@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from helpers import write_cifar
+from helpers import fake_ghostscript, hostile_folder, write_cifar
 from PIL import Image
 
 from data import images
@@ -924,3 +925,24 @@ def test_the_labels_of_a_dataset_json_are_the_classes(zipped, tmp_path):
     assert load('{"labels": null}').classes == ['0']             # its folders are numbers, not classes
     for other in ('[1, 2]', '{"name": "mine"}', 'no json'):      # somebody else's file of that name
         assert load(other).classes == ['00000', '00001']
+
+
+def test_images_start_no_program_and_special_files_are_named(tmp_path, monkeypatch):
+    mark = fake_ghostscript(tmp_path / 'bin', monkeypatch)
+    names = hostile_folder(tmp_path / 'photos')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    d = images.load(str(tmp_path / 'photos'), res=16)
+    assert len(d.images) == 10 and not os.path.exists(mark)
+    assert all(name in '\n'.join(d.report) for name in names), d.report
+    assert images.suggest_res(str(tmp_path / 'photos'), 'datasets') == 64
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024        # kB
+
+
+def test_a_large_member_of_a_zip_is_named_and_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'z.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for i in range(4):
+            noise(f'{tmp_path}/{i}.jpg', seed=i)
+            archive.write(f'{tmp_path}/{i}.jpg', f'{i}.jpg')
+        archive.writestr('bomb.png', bytes(images.MAX_BYTES + 1))
+    d = images.load(str(tmp_path / 'z.zip'), res=16)
+    assert len(d.images) == 4 and 'bomb.png' in '\n'.join(d.report)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import drawn_state, write_cifar
+from helpers import drawn_state, fake_ghostscript, hostile_folder, write_cifar
 from PIL import Image
 
 import metrics
@@ -1002,3 +1002,12 @@ def test_command_line_must_exit_2_with_one_sentence(built, folders, capsys, wron
     assert end.value.code == 2 and captured.out == '' and len(errors) == 1
     assert says in (errors[0] if says != 'records' else captured.err)
     assert errors[0] == captured.err.splitlines()[-1]
+
+
+def test_scored_folders_start_no_program_and_name_special_files(tmp_path, monkeypatch, capsys):
+    mark = fake_ghostscript(tmp_path / 'bin', monkeypatch)
+    names = hostile_folder(tmp_path / 'photos')
+    with pytest.raises(SystemExit) as e:
+        metrics.main(['--gen', str(tmp_path / 'photos'), '--ref', str(tmp_path / 'photos'), '--features', 'effnet'])
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and not os.path.exists(mark) and any(name in error for name in names), error
