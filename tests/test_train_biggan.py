@@ -200,6 +200,7 @@ def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(
     assert saved['G']['shared.weight'].any() and saved['E']['shared.weight'].any()
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, settled_on_two_batches):
     flags = [*METHOD, '--mirror', '--d-steps', 2, '--ema-start', 1]
     train(tmp_path / 'cut', *flags, '--steps', 2)
