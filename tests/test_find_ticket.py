@@ -190,6 +190,7 @@ def test_an_early_bird_is_what_one_shot_pruning_of_that_length_finds(found, tmp_
 
 # ---- resume
 
+@pytest.mark.slow
 def test_an_early_bird_that_is_killed_goes_on_bit_for_bit(tmp_path, monkeypatch):
     """Killed in the third stretch of two steps, after two masks, one step after its last checkpoint."""
     flags = ['--method', 'early-bird', '--eb-every', 2, '--eb-threshold', .01, '--steps', 8, '--rounds', 2]

@@ -271,6 +271,7 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
         assert [score['step'] for score in loop.read_jsonl(tmp_path / name / 'metrics.jsonl')] == [1]
 
 
+@pytest.mark.slow
 def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(
         tmp_path, capsys, settled_on_two_batches):
     flags = ['--steps', 1, *SCORE, '--eval-repeats', 2, '--eval-batch', 5, '--cache', tmp_path / 'cache']
@@ -298,6 +299,7 @@ def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(
     refused(capsys, lambda: train(tmp_path / 'no', *flags, '--metrics', 'kid'), '--metrics kid', 'fid')
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_measured(tmp_path, ticket, settled_on_two_batches):
     score = [*SCORE, '--eval-repeats', 2, '--eval-every', 1, '--steps', 2]
     train(tmp_path / 'dense', *score)
@@ -368,6 +370,7 @@ def test_pruning_one_network_leaves_the_other_dense_and_late_rewinding_rewinds_l
     assert equal(t['init']['G'], early['G']) and equal(t['init']['D'], early['D'])
 
 
+@pytest.mark.slow
 def test_rewinding_goes_to_the_given_weights_when_finding_starts_from_a_checkpoint(tmp_path, run, capsys):
     start = loop.load(run / 'last.pt')
     find(tmp_path / 'f', '--rounds', 2, '--steps', 1, '--init-from', run / 'last.pt')
