@@ -1,8 +1,8 @@
 """Runs of the first edition live: their names, flags, networks, checkpoints and tickets are today's, too.
 
 tests/first_edition/ holds what the first edition wrote with the commands in its args.json files:
-    sngan-...-82cf708e      a finished run with ADA, LeCam and AdvAug, without its pictures; and arithmetic.json,
-                            which tells whether layers compute the same bits here
+    sngan-...-82cf708e      a finished run with ADA, LeCam and AdvAug, without its pictures;
+                            arithmetic.json tells whether layers compute the same bits here
     find-...                a ticket and the flags it was found with
     others                  args.json alone, and names and shapes of the networks' tensors"""
 import json
