@@ -871,6 +871,7 @@ def test_names_of_data_sets_must_give_their_splits(tmp_path, monkeypatch):
     assert np.array_equal(x[5:6][0, 1, 2:30, 2:30], pixels[:784].reshape(28, 28)) and not x[0:6][..., :2].any()
 
 
+@pytest.mark.slow
 def test_two_ranks_must_score_as_one_and_print_one_score(built, folders, tmp_path, capsys):
     alone, _ = call(folders, capsys, gen='gen', ref='ref', metrics='fid,kid,prdc', cache='none')
     flags = ['--gen', folders / 'gen', '--ref', folders / 'ref', '--metrics', 'fid,kid,prdc', '--features',

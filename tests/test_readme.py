@@ -121,6 +121,7 @@ def test_biggan_on_eight_gpus(here, monkeypatch):
     assert glob.glob('runs/biggan-cifar100-0.1-*/last.pt') and os.path.exists('grid.png')
 
 
+@pytest.mark.slow
 def test_one_table_of_the_paper_as_commands():
     def printed(line):
         return subprocess.run(['bash', '-c', line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
