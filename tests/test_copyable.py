@@ -23,6 +23,7 @@ def example(source):
     return textwrap.dedent('\n'.join(lines[start:end]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_a_leaf_alone_runs_its_docstring(leaf, tmp_path):
     for path in (leaf, *COMPANIONS.get(leaf, [])):
