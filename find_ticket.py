@@ -17,8 +17,8 @@ Algorithm 1, as the paper numbers its lines (--method imp, see `iterative_prunin
      7      rewind the weights of G and D to theta_0 and phi_0
      8  until the masks are as sparse as --rounds says:  1 - (1 - rho)^rounds
 
-The other methods prune the dense networks once, to exactly as many weights as k of these rounds leave, and
-rewind.  All but the last two make the tickets of k = 1 ... --rounds:
+The other methods prune the dense networks once, to as many weights as k of these rounds leave (slimming: as
+close as whole channels come), and rewind.  All but the last two make the tickets of k = 1 ... --rounds:
     oneshot        the smallest weights of one training go
     random         weights drawn at random go, without training
     init           the smallest of theta_0 and phi_0 go, without training
@@ -49,7 +49,7 @@ import trainer
 # What names a finding and must be the same when it resumes, beside the flags of the training script
 OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'eb_every', 'eb_threshold')
 
-# Defaults of the flags that --method random-layers takes from the --like ticket instead
+# Defaults of the flags that --method random-layers refuses, because the --like ticket decides
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
@@ -134,8 +134,8 @@ def pruned(args, masks, rule, rounds=1):
 
 def rewind_and_save(args, k, masks):
     """Line 7: ticket k holds theta_0 and phi_0 again, under the new masks.  Says how sparse it is."""
-    theta_0 = loop.load(ticket_path(args, 0))['init']
-    save_ticket(ticket_path(args, k), args, k, theta_0, masks)
+    initial = loop.load(ticket_path(args, 0))['init']                  # {'G': theta_0, 'D': phi_0}
+    save_ticket(ticket_path(args, k), args, k, initial, masks)
     for name, mask in masks.items():
         if mask:
             say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
@@ -168,8 +168,8 @@ def random(args):
 
 def init(args):
     """The smallest of theta_0 and phi_0 go."""
-    theta_0 = loop.load(ticket_path(args, 0))['init']
-    return at_once(args, smallest(args, theta_0))
+    initial = loop.load(ticket_path(args, 0))['init']
+    return at_once(args, smallest(args, initial))
 
 
 def slimming(args):
@@ -198,7 +198,7 @@ def early_bird(args):
         saved = loop.load(file)
     while True:
         step, last = saved['step'], saved['last']
-        drift = max(prune.drift([masks[name] for masks in last]) for name in 'GD')
+        drift = max(prune.drift([masks[name] for masks in last], EARLY_BIRD_MASKS) for name in 'GD')
         settled = drift < args.eb_threshold
         if step == steps or settled:
             break
@@ -252,7 +252,7 @@ def begin(args):
     if args.rank == 'effective' and hasattr(args.recipe, 'gains'):
         args.gains = {name: args.recipe.gains(net) for name, net in nets.items()}
 
-    # Something was trained: compare.  Nothing was: a ticket0.pt of other settings may go.
+    # With a pruned ticket or a checkpoint of round0 the settings must agree; else ticket0.pt is made anew.
     found = os.listdir(args.out) if os.path.isdir(args.out) else []
     pruned_before = any(re.fullmatch(r'ticket[1-9]\d*\.pt', name) for name in found)
     if pruned_before or os.path.exists(f'{args.out}/round0/last.pt'):
@@ -389,7 +389,7 @@ def own_parser():
 
 
 def check_own_flags(args):
-    """Complete the flags that --like replaces; refuse flags out of range or of another method."""
+    """Set the defaults of INHERITED; refuse flags out of range or of another method."""
     for name, default in INHERITED.items():
         if getattr(args, name) is None:
             setattr(args, name, default)

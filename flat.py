@@ -11,7 +11,7 @@ Use:
     E.track(G, beta=.999)
 
 Every parameter of the network is a view of the vector w, and every gradient is a view of the vector g.  The
-mean over ranks, the ticket's mask, the guard against NaN, Adam and the moving average are so one call each:
+mean over ranks, the ticket's mask, the guard against NaN, Adam and the average are therefore one call each:
 
     g     <- m * (mean over ranks of grad L)          m in {0, 1}: the mask of the ticket
     w     <- Adam(w, g)                               a weight that starts at 0 with m = 0 stays exactly 0
@@ -38,7 +38,7 @@ def world():
 
 
 def micro_batches(n, micro=None):
-    """Slices of n images in micro-batches of `micro` images; one slice without `micro`."""
+    """Slices that cut n images into micro-batches of `micro` images; one slice without `micro`."""
     micro = micro or n
     return [slice(start, start + micro) for start in range(0, n, micro)]
 
@@ -62,7 +62,8 @@ class Flat:
     share_sn: compute W / sigma(W) of spectral normalisation once per update, for all passes of that update.
 
     A parameter requires a gradient only inside an update of its own network.  A step of D therefore builds no
-    graph through G, and needs no detach.  The caller sets `now`, the number of the step, for `first_bad`."""
+    graph through G, and needs no detach.  The caller sets `now` to the number of the step, which `first_bad`
+    reports; it counts from 1."""
 
     def __init__(self, net, lr=None, betas=(0., .9), eps=1e-8, masks=None, graph=False, share_sn=True):
         self.net = net
@@ -70,7 +71,7 @@ class Flat:
         self.graph = graph
         self.share_sn = share_sn
         self.graphs, self.calls = {}, {}              # of `replay`
-        self.now = 0
+        self.now = 1
 
         # Where each tensor lies in the vectors w and g: {name: (shape, stride, offset)}
         self.layout = {}
@@ -93,7 +94,7 @@ class Flat:
         self.bad_step = torch.zeros((), dtype=torch.int64, device=first.device)    # see `first_bad`
 
         self.make_views(statistics)
-        self.freeze(())                               # nothing but the pruned weights
+        self.freeze(())                               # makes the mask of the gradient
         if self.masks:
             self.w.data.mul_(self.gradient_mask)      # theta_0 * m
         self.adam = None

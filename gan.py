@@ -10,16 +10,19 @@ Use:
 
 T augments images, f_D and f_G are losses of logits, and G = G2 o G1, D = D2 o D1 are cut at a stage:
 
-    L_D     = E f_D(-D(T(x))) + E f_D(D(T(G(z))))
-    L_D^adv = E f_D(-D2(D1(T(x)) + d)) + E f_D(D2(D1(T(G(z))) + d'))   d lowers D, d' raises D     Eq. 5
-    D:  min  L_D + lambda_2 L_D^adv  [+ R_1 + R_LC]                                                Eq. 6
+    L_D     = mean f_D(-D(T(x))) + mean f_D(D(T(G(z))))
+    L_D^adv = mean f_D(-D2(D1(T(x)) + d)) + mean f_D(D2(D1(T(G(z))) + d'))                    Eq. 5
+              d lowers D, d' raises D
+    D:  min  L_D + lambda_2 L_D^adv  [+ R_1 + R_LC]                                           Eq. 6
 
-    L_G     = E f_G(-D(T(G(z))))
-    L_G^adv = E f_G(-D(T(G2(G1(z) + d))))                              d raises the loss of G      Eq. 3
-    G:  min  L_G + lambda_1 L_G^adv                                                                Eq. 4
+    L_G     = mean f_G(-D(T(G(z))))
+    L_G^adv = mean f_G(-D(T(G2(G1(z) + d))))                                                  Eq. 3
+              d raises the loss of G
+    G:  min  L_G + lambda_1 L_G^adv  [+ L1 of network slimming]                               Eq. 4
 
-PGD finds d in the ball |d|_inf <= epsilon (advaug.py).  The paper prints `max` in Eq. 6, a slip of the sign,
-since its f_D is a loss.  The released code raises D with every d; --adv-sign released does the same.
+PGD finds d in the ball |d|_inf <= epsilon (advaug.py).  The paper prints `min` in Eq. 5 and `max` in Eq. 6, as
+if f_D were a gain.  f_D is a loss, so both are exchanged here.  The released code raises D with every d;
+--adv-sign released does the same.
 """
 import functools
 
@@ -48,7 +51,7 @@ def perturb(h, objective, args):
 
 def perturbed_logits(h, D2, sign, args):
     """D2(h + d) [N], where d climbs sign * D2: the sign [N] is 1 where d raises D, -1 where d lowers D."""
-    def objective(h):                          # not the hinge loss: its gradient is 0 where D is right
+    def objective(h):                          # not the hinge loss, whose gradient is 0 where D is right by far
         return sign * D2(h)
     return D2(perturb(h, objective, args))
 
@@ -108,10 +111,10 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
 
 
 def g_loss(G, D, z, args, sums, context, *y, ada=None):
-    """The loss of G, a scalar: Eq. 4.
+    """The loss of G, a scalar: Eq. 4, and the L1 of --slim.
 
     z: latents [N, z_dim].  y: the classes [N] of conditional networks.  context() -> the context of autocast.
-    With PGD the backward passes have been run when this returns, and the value carries no graph of them."""
+    With PGD this has backpropagated L_G and L_G^adv when it returns, and only the L1 still has a graph."""
     _, f_G = losses.LOSSES[args.loss]
     cut = args.adv_cut_g if 'g' in args.advaug else 0
     with context():

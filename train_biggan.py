@@ -7,9 +7,9 @@ Use:
     python train_biggan.py --data photos/                              # sub-folders are classes
 The same command resumes.
 
-    D:  min  L_D(T(x), T(G(z, y')) | y, y')  + lambda_2 L_D(D2(D1(.) + delta))         --d-steps times, then
-    G:  min  L_G(D(T(G(z, y')), y'))         + lambda_1 L_G(D(T(G2(G1(z) + delta))))   once,
-    E <- ema E + (1 - ema) G,  or G itself up to --ema-start
+    D:  min  L_D(D(T(x), y), D(T(G(z, y')), y')) + lambda_2 L_D^adv     Eqs. 5, 6   --d-steps times, then
+    G:  min  L_G(D(T(G(z, y')), y'))             + lambda_1 L_G^adv     Eqs. 3, 4   once, then
+    E <- ema E + (1 - ema) G     E: the averaged generator, which is G itself up to --ema-start
 
 The classes y' of generated images are balanced in every batch.
 """

@@ -6,9 +6,9 @@ Use:
     torchrun --nproc_per_node 8 train_sngan.py --data photos/ --mask ticket.pt   # eight GPUs, BN per GPU
 The same command resumes.
 
-    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))         --d-steps times, then
-    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(G1(z) + delta))))   once,
-    E <- ema E + (1 - ema) G,  or G itself up to --ema-start
+    D:  min  L_D(D(T(x)), D(T(G(z)))) + lambda_2 L_D^adv     Eqs. 5, 6   --d-steps times, then
+    G:  min  L_G(D(T(G(z))))          + lambda_1 L_G^adv     Eqs. 3, 4   once, then
+    E <- ema E + (1 - ema) G     E: the averaged generator, which is G itself up to --ema-start
 """
 import torch
 
@@ -47,7 +47,7 @@ def get_args(argv=None):
     name = given.preset or preset(given.data)
     args = trainer.parse(p, argv, PRESETS, name)
     if given.res and (given.res % 8 or given.res < 8):
-        loop.refuse(f'--res {args.res} is not a multiple of 8: SNGAN makes 32, 48, 64 ... pixels')
+        loop.refuse(f'--res {args.res} is not a multiple of 8: use one, such as 32, 48 or 64')
     return trainer.adopt(args, given, 'sngan', build, ch_g=256, ch_d=128, res=32)
 
 

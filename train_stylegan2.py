@@ -7,9 +7,9 @@ Use:
     python train_stylegan2.py --data photos/ --init-from ffhq.pt --transfer freezed   # from trained weights
 The same command resumes.
 
-    G:  min  L_G(D(T(G(z))))     + lambda_1 L_G(D(T(G2(w + delta))))       and, every --pl-every steps,  R_pl
-    D:  min  L_D(T(x), T(G(z)))  + lambda_2 L_D(D2(D1(.) + delta))         and, every --r1-every steps,  R_1
-    E <- beta E + (1 - beta) G,  beta = 1/2 ^ (batch / half-life)
+    G:  min  L_G(D(T(G(z))))          + lambda_1 L_G^adv     Eqs. 3, 4   and, every --pl-every steps,  R_pl
+    D:  min  L_D(D(T(x)), D(T(G(z)))) + lambda_2 L_D^adv     Eqs. 5, 6   and, every --r1-every steps,  R_1
+    E <- beta E + (1 - beta) G     E: the averaged generator;  beta = 1/2 ^ (batch / half-life)
 
 w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th step has an Adam step of its own,
 k times as strong, and Adam is slowed to match: lr c, beta^c, c = k / (k + 1).  A regulariser of every step

@@ -198,15 +198,16 @@ def note_programs(event, args):
     os.write(20, os.path.basename(os.fsencode(first).split()[0]) + b'\n')
 
 
-# ---- the bench: places, commands, and what many faults start from
+# ---- the bench: places and commands, and what many faults start from
 
 class Bench:
-    """A temporary folder.  place() is a new folder of one fault; the properties are folders, made once."""
+    """A temporary folder, in which place() makes a new folder for each fault, and the commands that run there."""
 
     def __init__(self, seed=0, quick=False):
         self.home = tempfile.mkdtemp(prefix='faults-')
         self.rng = np.random.default_rng(seed)
         self.quick, self.count = quick, 0
+        self.prepared = Prepared(self)
         fake = '#!/bin/sh\n[ "$1" = --version ] && exec echo 10.0\necho "$@" >>gs-was-run\n'
         os.chmod(write(f'{self.home}/bin/gs', fake.encode()), 0o755)
         nowhere = {f'{name}_proxy': 'http://127.0.0.1:9' for name in ('http', 'https', 'HTTP', 'HTTPS')}
@@ -248,7 +249,7 @@ class Bench:
                 found += self.words(SHORT[word])
             elif word.startswith('@'):
                 name, slash, rest = word[1:].partition('/')
-                found.append(getattr(self, name) + slash + rest)
+                found.append(getattr(self.prepared, name) + slash + rest)
             else:
                 found.append(word)
         return found
@@ -264,11 +265,18 @@ class Bench:
         """The Result of a command."""
         return self.start(command, where, **how).wait(seconds)
 
+
+class Prepared:
+    """What many faults start from: folders, each made once, when a fault first asks for it."""
+
+    def __init__(self, bench):
+        self.bench = bench
+
     def made(self, name, command):
         """The folder `name`, in which a command has run that must succeed."""
-        where = f'{self.home}/{name}'
+        where = f'{self.bench.home}/{name}'
         os.makedirs(where)
-        r = self.run(command, where, 200)
+        r = self.bench.run(command, where, 200)
         if r.code:
             raise RuntimeError(f'{command}: exit {r.code}: {r.text[-300:]}')
         return where
@@ -281,10 +289,10 @@ class Bench:
     @functools.cached_property
     def third(self):
         """The state of that run one step later."""
-        where = self.place(self.base)
-        r = self.run('train_sngan.py S OFTEN QUIET --steps 3 --out run', where)
+        where = self.bench.place(self.base)
+        r = self.bench.run('train_sngan.py S OFTEN QUIET --steps 3 --out run', where)
         if r.code:
-            raise RuntimeError(f'the run of Bench.base does not go on: exit {r.code}: {r.text[-300:]}')
+            raise RuntimeError(f'the run of Prepared.base does not go on: exit {r.code}: {r.text[-300:]}')
         return run_state(f'{where}/run')
 
     @functools.cached_property
@@ -312,8 +320,8 @@ class Bench:
     def photos(self):
         """Eight good pictures."""
         for i in range(8):
-            write(f'{self.home}/photos/{i}.png', good_picture(i))
-        return f'{self.home}/photos'
+            write(f'{self.bench.home}/photos/{i}.png', good_picture(i))
+        return f'{self.bench.home}/photos'
 
     @functools.cached_property
     def converted(self):

@@ -202,7 +202,7 @@ def kind_lines(bench):
         for command in bench.some(WITHOUT_CUDA):
             found = problems(bench.run(command, bench.place(), real=True), [2])
             yield Case(command, 'exit 2', found)
-    where, command = bench.place(bench.base), 'train_sngan.py S OFTEN SCORED --steps 1 --out run'
+    where, command = bench.place(bench.prepared.base), 'train_sngan.py S OFTEN SCORED --steps 1 --out run'
     yield Case(noted(command, 'run is at step 2'), 'exit 2', problems(bench.run(command, where), [2]))
 
     by_flag = {}

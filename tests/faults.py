@@ -286,14 +286,14 @@ def poisoned_run(bench, keys, pattern, value):
         commands += ['train_sngan.py S --init-from run/last.pt --steps 1 --out other',
                      'find_ticket.py sngan S --init-from run/last.pt --rounds 1 --steps 1 --out f']
     for command in commands:
-        where = bench.place(bench.base)
+        where = bench.place(bench.prepared.base)
         if not poison(f'{where}/run/last.pt', keys, pattern, value):
             return
         os.remove(f'{where}/run/metrics.jsonl')                # so that a score falls due
         r = bench.run(command, where, 120)
         if command == RESUME and r.code == 0:                  # the checkpoint before was used
             found = problems(r, [0], [r'last\S*\.pt'])
-            found += differs(functools.partial(picked, f'{where}/run/last.pt'), bench.third['last.pt'])
+            found += differs(functools.partial(picked, f'{where}/run/last.pt'), bench.prepared.third['last.pt'])
         else:
             found = problems(r, [2, 3])
         for file in ('grid.png', 'ticket.pt', 'f/ticket1.pt', 'run/metrics.jsonl'):
@@ -305,7 +305,7 @@ def poisoned_run(bench, keys, pattern, value):
 
 def poisoned_file(bench, pattern, value):
     """A best.pt or a ticket with one value that is not finite."""
-    where = bench.place(bench.base)
+    where = bench.place(bench.prepared.base)
     if poison(f'{where}/run/best.pt', ['E'], pattern, value):
         command = 'generate.py run/best.pt --seeds 0-3 --device cpu'
         found = problems(bench.run(command, where), [2, 3])
@@ -313,7 +313,7 @@ def poisoned_file(bench, pattern, value):
             found.append('grid.png was made')
         yield Case(noted(command, f'best.pt E {pattern} has {value}'), 'exit 2 or 3, no picture', found)
     for name in 'GD':
-        where = bench.place(bench.finding)
+        where = bench.place(bench.prepared.finding)
         if poison(f'{where}/t.pt', ['init', name], pattern, value):
             command = 'train_sngan.py S --mask t.pt --steps 1 --out out'
             found = problems(bench.run(command, where), [2, 3])
@@ -356,7 +356,7 @@ SAVED_FILES = [
 def kind_damage(bench):
     """Flipped bits, and files that are torn or hold something else."""
     for _ in bench.some(range(80)):
-        where = bench.place(bench.base)
+        where = bench.place(bench.prepared.base)
         yield resumed(bench, where, flip(f'{where}/run/last.pt', bench.rng))
     for source, file, command, result, count in FLIPS:
         yield from flipped_files(bench, getattr(bench, source), file, command, result, count)
@@ -390,7 +390,7 @@ def resumed(bench, where, note, may_differ=()):
 
         def compared(state):
             return {name: part for name, part in state.items() if name not in may_differ}
-        found += differs(lambda: compared(run_state(f'{where}/run')), compared(bench.third))
+        found += differs(lambda: compared(run_state(f'{where}/run')), compared(bench.prepared.third))
     return Case(noted(RESUME, note), 'exit 2, or the same result', found + leftovers(where))
 
 

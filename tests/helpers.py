@@ -316,21 +316,36 @@ EPS = b'''%!PS-Adobe-3.0 EPSF-3.0
 '''
 
 
-def hostile_folder(folder):
-    """Ten images, and files that must neither run, nor block, nor fill the memory; returns the names of these."""
+# Files that must neither run, nor block, nor fill the memory, and what is said of each: hostile_file makes them.
+HOSTILE = {'eps.png': 'cannot identify', 'eps.jpg': 'cannot identify', 'pipe.png': 'not a regular file',
+           'endless.png': 'not a regular file', 'sparse.png': '3,072 MB are too many',
+           'bomb.png': '13000 x 13000 pixels are too many'}
+
+
+def hostile_file(folder, name):
+    """Make one of HOSTILE in a folder."""
+    path = f'{folder}/{name}'
+    if name.startswith('eps'):
+        with open(path, 'wb') as f:
+            f.write(EPS)
+    elif name == 'pipe.png':
+        os.mkfifo(path)
+    elif name == 'endless.png':
+        os.symlink('/dev/zero', path)
+    elif name == 'sparse.png':
+        with open(path, 'wb') as f:
+            f.truncate(3 * 2 ** 30)
+    else:
+        Image.new('1', (13000, 13000)).save(path)
+
+
+def photos(folder, n=10):
+    """A folder of n good images of 64 px."""
     os.makedirs(folder)
-    for i in range(10):
+    for i in range(n):
         x = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(x).save(f'{folder}/{i}.jpg')
-    for name in ('eps.png', 'eps.jpg'):
-        with open(f'{folder}/{name}', 'wb') as f:
-            f.write(EPS)
-    os.mkfifo(f'{folder}/pipe.png')
-    os.symlink('/dev/zero', f'{folder}/endless.png')
-    with open(f'{folder}/sparse.png', 'wb') as f:
-        f.truncate(3 * 2 ** 30)
-    Image.new('1', (13000, 13000)).save(f'{folder}/bomb.png')
-    return ['eps.png', 'eps.jpg', 'pipe.png', 'endless.png', 'sparse.png', 'bomb.png']
+    return folder
 
 
 def fake_ghostscript(folder, monkeypatch):

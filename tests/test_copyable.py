@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'loop.py', 'metrics.py', 'prune.py',
+LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'flat.py', 'loop.py', 'metrics.py', 'prune.py',
           'models/sngan.py', 'models/biggan.py', 'models/stylegan2.py', 'models/transfer.py',
           'models/convert_nvidia.py', 'data/images.py']
 COMPANIONS = {'models/transfer.py': ['models/stylegan2.py']}    # {file: what it serves and travels with}

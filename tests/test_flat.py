@@ -142,3 +142,10 @@ def test_cuda_graphs_replay_the_eager_updates():
             flat.update(loss)
         results.append(flat.w.detach().clone())
     assert torch.allclose(*results, rtol=1e-3, atol=1e-5)
+
+
+def test_the_guard_holds_without_a_step_number():
+    flat = Flat(small_net(), 1e-1)
+    good = flat.w.detach().clone()
+    flat.update(lambda part: loss_of(flat.net, 0) * float('nan'))
+    assert torch.equal(good, flat.w) and flat.first_bad() is not None

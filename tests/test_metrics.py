@@ -6,13 +6,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import drawn_state, fake_ghostscript, hostile_folder, write_cifar
+from helpers import HOSTILE, drawn_state, fake_ghostscript, hostile_file, photos, write_cifar
 from PIL import Image
 
 import metrics
@@ -1005,10 +1006,24 @@ def test_command_line_must_exit_2_with_one_sentence(built, folders, capsys, wron
     assert errors[0] == captured.err.splitlines()[-1]
 
 
-def test_scored_folders_start_no_program_and_name_special_files(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('name', HOSTILE)
+def test_scored_folders_start_no_program_and_name_special_files(name, tmp_path, monkeypatch, capsys):
     mark = fake_ghostscript(tmp_path / 'bin', monkeypatch)
-    names = hostile_folder(tmp_path / 'photos')
+    folder = photos(tmp_path / 'photos')
+    hostile_file(folder, name)
     with pytest.raises(SystemExit) as e:
-        metrics.main(['--gen', str(tmp_path / 'photos'), '--ref', str(tmp_path / 'photos'), '--features', 'effnet'])
+        metrics.main(['--gen', str(folder), '--ref', str(folder), '--features', 'effnet'])
     error = capsys.readouterr().err
-    assert e.value.code == 2 and not os.path.exists(mark) and any(name in error for name in names), error
+    assert e.value.code == 2 and not os.path.exists(mark)
+    assert name in error and HOSTILE[name] in error, error
+
+
+def test_a_large_member_of_a_scored_zip_is_named_and_not_read(tmp_path, capsys):
+    folder = photos(tmp_path / 'photos')
+    with zipfile.ZipFile(tmp_path / 'z.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in os.listdir(folder):
+            archive.write(folder / name, name)
+        archive.writestr('bomb.png', bytes(metrics.MAX_BYTES + 2 ** 20))
+    with pytest.raises(SystemExit) as e:
+        metrics.main(['--gen', str(tmp_path / 'z.zip'), '--ref', str(folder), '--features', 'effnet'])
+    assert e.value.code == 2 and 'bomb.png (257 MB are too many' in capsys.readouterr().err
