@@ -159,11 +159,11 @@ def refuse(sentence, code=2, alone=False):
     alone: only this rank knows of the error, and so it prints the sentence whatever its number is.
     """
     if is_first_rank() or alone:
-        say(f'error: {printable(sentence)}')
+        tell(f'error: {printable(sentence)}')
     raise SystemExit(code)
 
 
-def say(text, end='\n'):
+def tell(text, end='\n'):
     """Print a text on stderr. Where stderr is closed or full, nobody reads it."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
@@ -284,10 +284,9 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
 
     return types.SimpleNamespace(
         name=name, total=n, classes=classes, report=[printable(line) for line in report],
-        fingerprint=fingerprint_of(chosen),
-        images=chosen.images, labels=chosen.labels, index=chosen_rows.tolist(),
-        holdout=held_out.images if m else None, holdout_labels=held_out.labels if m else None,
-        ref=reference_images, ref_name=f'{name}-{reference}')
+        fingerprint=fingerprint_of(chosen), images=chosen.images, labels=chosen.labels,
+        index=chosen_rows.tolist(), holdout=held_out.images if m else None,
+        holdout_labels=held_out.labels if m else None, ref=reference_images, ref_name=f'{name}-{reference}')
 
 
 def check_res(res):
@@ -407,7 +406,7 @@ def suggest_res(data, root='datasets', least=32, most=256):
     splits, _, read_file = source(data, root)
     files, _ = splits['train']
     sides = [min(size) for size in survey_sizes(files, read_file)]
-    median = np.median(sides or [least])
+    median = np.median(sides or [least])  # of pixels, 1 or more
     power = 2 ** int(np.log2(median))
     return min(most, max(least, power))
 
@@ -532,8 +531,10 @@ def emoji_info(name):
     for path in (f'{HERE}/emoji/emoji.json', f'{HERE}/emoji/{name}.png'):
         if not os.path.exists(path):
             refuse(f'--data {name}: {path} is missing; make it with python data/make_emoji.py')
-    with open(f'{HERE}/emoji/emoji.json') as f:
-        return json.load(f)
+    info = read_json(f'{HERE}/emoji/emoji.json')
+    if 'sets' not in info:
+        refuse(f'--data {name}: {HERE}/emoji/emoji.json is damaged; make it with python data/make_emoji.py')
+    return info
 
 
 def read_emoji(name, res):
@@ -1753,7 +1754,7 @@ def resume_record(path, plan, files, head, row_bytes):
         try:
             return record, recorded_sums(part, record, files, head, row_bytes)
         except (OSError, ValueError, KeyError, TypeError) as e:
-            say(f'{part} is written anew, as it is not what {part}.json says ({type(e).__name__}: {e})')
+            tell(f'{part} is written anew, as it is not what {part}.json says ({type(e).__name__}: {e})')
 
     record = {'plan': plan, 'files': 0, 'rows': 0, 'skipped': [], 'chunks': []}
     try:
@@ -1828,7 +1829,7 @@ class Progress:
             bar = f"\r[{'#' * (20 * done // self.total):<20}] "
             end = '\n' if done == self.total else ''
         text = f'{self.what} {done}/{self.total}, {rate:.0f} images/s, {left} left '
-        say(bar + text, end)
+        tell(bar + text, end)
 
 
 # ---- batches, feeding and grids
@@ -1954,7 +1955,7 @@ def as_script(main):
     except OSError as e:
         code = 1
         path = printable(str(e.filename or 'stdout'))
-        say(f'error: {path} cannot be written ({e.strerror}): is the disk full?')
+        tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
 
     for number in signals:
         signal.signal(number, signal.SIG_DFL)  # no traceback of Ctrl-C while Python ends
