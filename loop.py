@@ -572,6 +572,13 @@ def compare(out, new):
                'give --restart or another --out')
 
 
+def check_steps(args, step, path):
+    """Refuse --steps that lie behind the step of the checkpoint at a path."""
+    if step > args.steps:
+        refuse(f'{flag(args, "steps")}: {path} is at step {step} already, so give --steps {step} or more, '
+               '--restart, or another --out')
+
+
 def clear_run(out):
     """Remove what a run writes, and nothing else that lies in its directory."""
     if not os.path.exists(f'{out}/args.json'):
@@ -670,7 +677,7 @@ class Run:
         if os.path.exists(self.path('last.pt')):
             saved = load(self.path('last.pt'))
         self.step = saved['step'] if saved else 0
-        self.check_steps()
+        check_steps(self.args, self.step, self.path('last.pt'))
 
         barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
@@ -695,12 +702,6 @@ class Run:
             line += f"; not bit for bit: {state['ranks']} ranks before, {self.ranks} now"
         self.say(line)
         return state
-
-    def check_steps(self):
-        """Refuse --steps that lie behind the checkpoint."""
-        if self.step > self.args.steps:
-            refuse(f'{flag(self.args, "steps")}: {self.path("last.pt")} is at step {self.step} already: '
-                   'use as many or more, --restart, or another --out')
 
     # ---- what falls due
 

@@ -71,7 +71,7 @@ def add_flags(group, experiments=None):
     experiments.add_argument('--loss', choices=LOSSES, default='hinge', help='loss of D and G')
     experiments.add_argument('--margin', type=float, default=1.,
                              help="margin of D's hinge loss max(0, margin + t)")
-    group.add_argument('--lecam', type=float, nargs='?', const='published', metavar='WEIGHT',
+    group.add_argument('--lecam', type=float, nargs='?', const=True, metavar='WEIGHT',
                        help=f"use LeCam's regulariser of D, with this weight (default weight: {published})")
     experiments.add_argument('--lecam-decay', type=float, default=.9,
                              help="decay of LeCam's moving averages per update of D")
@@ -95,7 +95,7 @@ def contradiction(args, default):
     if args.margin != 1 and args.loss != 'hinge':
         return f'--margin {args.margin:g} is of the hinge loss: leave it out with --loss {args.loss}'
 
-    if args.lecam == 'published':
+    if args.lecam is True:                                     # no weight was given
         args.lecam = LECAM[args.loss]
 
 
