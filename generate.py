@@ -20,6 +20,11 @@ it is made of great-circle arcs (Shoemake 1985), which keep the norm of N(0, 1) 
 two seeds at an angle a it is
     z = (sin((1 - u) a) z_0 + sin(u a) z_1) / sin(a),   u = (1 - cos(pi t)) / 2,   0 <= t < 1
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import json
 import math
@@ -561,4 +566,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

@@ -18,6 +18,11 @@ A row is what stands in one line of a table: one run, or the runs of several see
     is_dense   whether others are compared with it
     findings   {directory or ticket: finding} of the tickets that its runs may start from
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import collections
 import os
@@ -458,4 +463,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

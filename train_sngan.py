@@ -10,6 +10,11 @@ The same command resumes.
     G:  min  L_G(D(T(G(z))))          + lambda_1 L_G^adv     Eqs. 3, 4   once, then
     E <- ema E + (1 - ema) G     E: the averaged generator, which is G itself up to --ema-start
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import torch
 
 import flat
@@ -117,4 +122,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

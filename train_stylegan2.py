@@ -15,6 +15,11 @@ w = G1(z) are the styles of all layers (cut 1).  A regulariser of every k-th ste
 k times as strong, and Adam is slowed to match: lr c, beta^c, c = k / (k + 1).  A regulariser of every step
 (k = 1) is a term of the loss.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 
 import torch
@@ -469,4 +474,4 @@ def say_group(args, run, micro):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

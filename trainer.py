@@ -24,6 +24,7 @@ import torch
 
 import advaug
 import augment
+import files
 import flat
 import gan
 import loop
@@ -365,7 +366,7 @@ def initial_networks(args, build):
         if not args.reinit:
             G.load_state_dict(ticket['init']['G'])
             D.load_state_dict(ticket['init']['D'])
-        hashes['mask_hash'] = loop.digest({'init': ticket['init'], 'mask': masks})
+        hashes['mask_hash'] = files.digest({'init': ticket['init'], 'mask': masks})
 
     if args.init_from:
         weights = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D')
@@ -374,7 +375,7 @@ def initial_networks(args, build):
             if sentence:
                 loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
             net.load_state_dict(weights[name])
-        hashes['init_hash'] = loop.digest({'G': weights['G'], 'D': weights['D']})
+        hashes['init_hash'] = files.digest({'G': weights['G'], 'D': weights['D']})
     return G, D, masks, hashes
 
 
@@ -497,12 +498,9 @@ class Training:
         self.lecam = self.stateful.get('lecam')
         self.pl = self.stateful.get('pl')
 
-        # A run resumes here: networks, moments and step by loop.Run.restore, then ADA's p, LeCam's anchors
-        # and the mean of the path length.  The position in the data follows from the step (`reals`).
-        saved = self.run.restore(self.nets, self.sums)
-        for name, part in self.stateful.items():
-            if name in saved:
-                part.load(saved[name])
+        # A run resumes here (loop.Run.restore): networks, moments and step, ADA's p, LeCam's anchors and the
+        # mean of the path length.  The position in the data follows from the step (`reals`).
+        self.run.restore(self.nets, self.sums, self.stateful)
         self.trained = self.G.net, self.D.net
         self.over = self.run.done and (has_score(self.run) or not extractor)
         if self.over:
@@ -554,7 +552,7 @@ class Training:
             return
         rows = grid_rows(data.labels.numpy(), self.classes)
         images.save_grid(run.path('reals.png'), data.images[rows])
-        loop.write_json(run.path('subset.json'), {
+        files.write_json(run.path('subset.json'), {
             'data': data.name, 'of': data.total, 'classes': data.classes,
             'fingerprint': data.fingerprint, 'index': data.index})
 
@@ -784,6 +782,13 @@ class Observer:
             notes |= {'ada_p': job.ada.p, 'ada_r': job.ada.r}
         return notes
 
+    def generated(self, net, *inputs):
+        """Images [N, 3, H, W] of a generator, to be shown or scored.  Exits 3 where one of them is not finite."""
+        x = net(*inputs)
+        if not torch.isfinite(x).all():
+            self.job.run.fail('an image of the averaged generator is not finite')
+        return x
+
     @torch.no_grad()
     def draw_grid(self):
         """Write samples/STEP.png, uncurated: seeds 0-63, or seeds 0-7 of each of up to ten classes."""
@@ -796,7 +801,7 @@ class Observer:
             net = self.settled(8)
             if hasattr(net, 'noise'):                                  # StyleGAN2's
                 net.noise = 'const'
-            x = net(*job.inputs(z, y))                                 # [N, 3, H, W]
+            x = self.generated(net, *job.inputs(z, y))                 # [N, 3, H, W]
             images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), metrics.to_uint8(x))
 
     def references(self):
@@ -840,7 +845,7 @@ class Observer:
             def batch(a, b):
                 stop_on_signal(job.run)
                 z = loop.latents(range(first_seed + a, first_seed + b), job.z_dim, job.device)
-                return metrics.to_uint8(net(*job.inputs(z, y[a:b])))
+                return metrics.to_uint8(self.generated(net, *job.inputs(z, y[a:b])))
             return batch
 
         scores = []
@@ -889,7 +894,7 @@ def accuracies(D, **seen):
 
 def has_score(run):
     """Whether metrics.jsonl has a line for the step of a run."""
-    records = loop.read_jsonl(run.path('metrics.jsonl'))
+    records = files.read_jsonl(run.path('metrics.jsonl'))
     return any(record['step'] == run.step for record in records)
 
 
@@ -933,17 +938,17 @@ def record_scores(run, scores, name, protocol, net, masks):
         words.append(f'{key} {mean:.5g} +- {std:.2g} ({part})')
     record['protocol'] = protocol
 
+    run.say(f"step {run.step}: {'  '.join(words)}  {json.dumps(protocol)}")
+    if run.rank:
+        return
+
+    # best.pt comes first: a run that is killed between the two files repeats this evaluation.
     earlier = []
-    for old in loop.read_jsonl(run.path('metrics.jsonl')):
+    for old in files.read_jsonl(run.path('metrics.jsonl')):
         if old['score'] == name and 'choose' in old:
             earlier.append(old['choose'])
-    loop.barrier()                                    # all ranks have read what was there before
-    run.append('metrics.jsonl', record)
-    run.say(f"step {run.step}: {'  '.join(words)}  {json.dumps(protocol)}")
-
-    if run.rank or 'choose' not in record:
-        return
-    if record['choose'] < min(earlier, default=float('inf')):
-        best = {'model': run.model, 'args': vars(run.args), 'step': run.step, 'score': record,
-                'E': loop.to_cpu(net.state_dict()), 'masks': loop.to_cpu(masks)}
-        loop.write(run.path('best.pt'), lambda tmp: torch.save(best, tmp))
+    if 'choose' in record and record['choose'] < min(earlier, default=float('inf')):
+        files.save(run.path('best.pt'), {
+            'model': run.model, 'args': vars(run.args), 'step': run.step, 'score': record,
+            'E': files.to_cpu(net.state_dict()), 'masks': files.to_cpu(masks)})
+    files.append_jsonl(run.path('metrics.jsonl'), record)

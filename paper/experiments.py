@@ -16,6 +16,7 @@ finding is the plain training of ticket k, so most plainly trained tickets cost 
 """
 import argparse
 import re
+import signal
 from functools import partial
 
 SCALES = 'smoke', 'demo', 'paper'
@@ -523,4 +524,6 @@ def main(args):
 
 
 if __name__ == '__main__':
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)     # `| head` ends it, without a traceback
     main(get_args())

@@ -11,6 +11,11 @@ A generator leaks as far as C calls more of its samples turned than of the held-
 Images that look the same when mirrored cannot tell: read `mirrored` beside the row of the held-out images.  A
 training with --mirror mirrors rightly.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import os
 import sys
@@ -140,4 +145,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

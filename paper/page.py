@@ -9,6 +9,11 @@ nothing else.  The tables are those of report.py, which says what a score and it
 A published number stands beside ours only where data, features, samples, reference and schedule are the same.
 Everywhere else it is grey, and what differs is named.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import collections
 import os
@@ -141,4 +146,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)
