@@ -459,12 +459,13 @@ def check_rounds(args):
         for k in range(1, args.rounds + 1):
             before = left
             left = prune.alive_after(before, args.rho, 1)
+            round_k = f'--rounds {args.rounds} --rho {args.rho}: round {k}'
             if left == before:
-                loop.refuse(f'--rounds {args.rounds} --rho {args.rho}: round {k} would prune not one of the '
-                            f'{before:,} weights of {name}: use a larger rho, or fewer rounds')
+                loop.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
+                            'use a larger rho, or fewer rounds')
             if left < len(sizes):
-                loop.refuse(f'--rounds {args.rounds} --rho {args.rho}: round {k} would leave {left} weights in '
-                            f'the {len(sizes)} tensors of {name}: use a smaller rho, or fewer rounds')
+                loop.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
+                            'use a smaller rho, or fewer rounds')
 
 
 def adopt_rounds(args):
@@ -483,7 +484,7 @@ def adopt_rounds(args):
 
 
 def check_with_data(args, device):
-    """Exit 2 on data and scores that cannot be used, before the first training would, and anything is made."""
+    """Exit 2 on data and scores that the first training would refuse, before anything is made."""
     trains = args.rewind or args.method not in WITHOUT_TRAINING
     if trains and not os.path.exists(f'{args.out}/args.json'):
         flags = trainer.with_flags(args.flags, out=args.out)

@@ -139,7 +139,9 @@ def check_device(args):
 
 
 def check_output(name, path, folder=False):
-    """Refuse the path of a flag `name` where a file, or a folder with files, cannot be written; None is none."""
+    """Refuse a path of the flag `name` where a file, or a folder with files, cannot be written.
+
+    A path of None is a flag that was not given."""
     if path is None:
         return
     why = why_unwritable(path, folder)
@@ -607,8 +609,8 @@ def compare(out, new):
 def check_steps(args, step, out):
     """Refuse --steps that lie behind the step of the checkpoint in a run directory."""
     if step > args.steps:
-        refuse(f'{flag(args, "steps")}: the checkpoint in {out} is at step {step} already, so give --steps {step} '
-               'or more, --restart, or another --out')
+        refuse(f'{flag(args, "steps")}: the checkpoint in {out} is at step {step} already, '
+               f'give --steps {step} or more, --restart, or another --out')
 
 
 def clear_run(out):

@@ -139,7 +139,9 @@ def add_score_flags(group, experiments):
 
 
 def as_typed(p, argv, ranges=None):
-    """The flags as typed, before any preset.  Exits 2 on numbers out of range; ranges: of the script's own."""
+    """The flags as typed, before any preset.  Exits 2 on numbers out of range.
+
+    ranges: those of the script's own flags."""
     given, _ = p.parse_known_args(argv)
     loop.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
                       metrics.RANGES, loop.RANGES, ranges or {})

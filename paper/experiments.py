@@ -92,7 +92,8 @@ def get_args(argv=None):
                    help='smoke: seconds a training; demo: small; paper: as published')
     p.add_argument('--seeds', type=whole(0, 10 ** 18), nargs='+', default=[0],
                    help='each fixes initial weights, subset and z: the rows of a seed are paired')
-    p.add_argument('--steps', type=whole(1, 10 ** 9), help='G updates of every training at the scales smoke and demo')
+    p.add_argument('--steps', type=whole(1, 10 ** 9),
+                   help='G updates of every training at the scales smoke and demo')
     return p.parse_args(argv)
 
 
@@ -101,7 +102,7 @@ def whole(least, most):
     def number(text):
         value = int(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f'{value} is out of range: use a number from {least} to {most:g}')
+            raise argparse.ArgumentTypeError(f'{value} is out of range: use one from {least} to {most:g}')
         return value
     return number
 
