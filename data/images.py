@@ -84,6 +84,14 @@ CHUNK = 1024  # files that a conversion reads between two records of its progres
 
 # ---- flags and refusals
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges), --frac
+# by `share`.
+RANGES = {
+    'res': '[8, 4096]',
+    'data_seed': '[0, 1e18]',
+    'holdout': '[1, 1e12]'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of the data: the everyday ones to `group`, the others to `experiments`.
 
