@@ -30,17 +30,22 @@ close as whole channels come), and rewind.  All but the last two make the ticket
     {model, args, method, round, sparsity, data, rewind,
      init: {G, D} of state dicts,  mask: {G, D} of {parameter name: bool tensor}}
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import functools
 import glob
 import importlib
-import json
 import os
 import re
 import shutil
 
 import torch
 
+import files
 import loop
 import metrics
 import prune
@@ -52,7 +57,17 @@ OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'e
 # Defaults of the flags that --method random-layers refuses, because the --like ticket decides
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
+ROUND = r'round\d+|early'                             # the names of the directories of trainings
+WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
+
+# What each number may be, see loop.check_ranges
+RANGES = {
+    'rounds': '[1, 1000]',
+    'rho': '(0, 1)',
+    'rewind': '[0, 1e12]',
+    'eb_every': '[1, 1e12]',
+    'eb_threshold': '(0, 1]'}
 
 
 # ---- Algorithm 1
@@ -63,7 +78,7 @@ def iterative_pruning(args):
     Ticket k holds theta_0, phi_0 and the masks after k rounds; ticket 0 is line 1 (`save_dense_ticket`)."""
     for k in missing(args):                                            # lines 3 and 8: repeat ... until
         ticket = ticket_path(args, k - 1)
-        masks = loop.load(ticket)['mask']                              # {'G': m_g, 'D': m_d}
+        masks = read_ticket(ticket)['mask']                              # {'G': m_g, 'D': m_d}
         trained = train(args, ticket, f'round{k - 1}')                 # line 4: train
         masks = pruned(args, masks, smallest(args, trained))           # lines 5, 6: prune, update the masks
         del trained                                                    # before the next networks are made
@@ -91,13 +106,13 @@ def save_dense_ticket(args, nets):
     for name, net in nets.items():
         if name.lower() in args.prune:
             masks[name] = prune.ones(net, args.prunable)
-    weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
+    weights = {name: files.to_cpu(net.state_dict()) for name, net in nets.items()}
     if args.rewind:
         early = f'{args.out}/early.pt'
-        save_ticket(early, args, 0, weights, masks)
+        save_ticket(early, args, 0, weights, masks, None)
         nets = train(args, early, 'early', steps=args.rewind, metrics='none')
-        weights = {name: loop.to_cpu(net.state_dict()) for name, net in nets.items()}
-    save_ticket(ticket_path(args, 0), args, 0, weights, masks)
+        weights = {name: files.to_cpu(net.state_dict()) for name, net in nets.items()}
+    save_ticket(ticket_path(args, 0), args, 0, weights, masks, found_on(args, 0))
 
 
 def train(args, ticket, name, **other):
@@ -134,13 +149,13 @@ def pruned(args, masks, rule, rounds=1):
 
 def rewind_and_save(args, k, masks):
     """Line 7: ticket k holds theta_0 and phi_0 again, under the new masks.  Says how sparse it is."""
-    initial = loop.load(ticket_path(args, 0))['init']                  # {'G': theta_0, 'D': phi_0}
-    save_ticket(ticket_path(args, k), args, k, initial, masks)
+    initial = read_ticket(ticket_path(args, 0))['init']                  # {'G': theta_0, 'D': phi_0}
+    save_ticket(ticket_path(args, k), args, k, initial, masks, found_on(args, k))
     for name, mask in masks.items():
         if mask:
-            say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
+            loop.say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
                 f'{prune.alive(mask):,} weights left, {prune.channels(mask):.2%} of the channels gone')
-            say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
+            loop.say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
     torch.cuda.empty_cache()
 
 
@@ -148,7 +163,7 @@ def rewind_and_save(args, k, masks):
 
 def at_once(args, rule):
     """Yield k and the dense masks, pruned to what k rounds leave."""
-    dense = loop.load(ticket_path(args, 0))['mask']
+    dense = read_ticket(ticket_path(args, 0))['mask']
     for k in missing(args):
         yield k, pruned(args, dense, rule, k)
 
@@ -168,7 +183,7 @@ def random(args):
 
 def init(args):
     """The smallest of theta_0 and phi_0 go."""
-    initial = loop.load(ticket_path(args, 0))['init']
+    initial = read_ticket(ticket_path(args, 0))['init']
     return at_once(args, smallest(args, initial))
 
 
@@ -183,7 +198,7 @@ def slimming(args):
 
 def random_layers(args):
     """The mask of each tensor of the --like ticket is shuffled."""
-    like = loop.load(args.like)['mask']
+    like = read_ticket(args.like)['mask']
     masks = {name: prune.random_layers(mask, mask_stream(args, name)) for name, mask in like.items()}
     yield args.rounds, masks
 
@@ -192,10 +207,10 @@ def early_bird(args):
     """Train in stretches until the last masks of each network are alike (You et al. 2020, for channels)."""
     file = f'{args.out}/masks.pt'
     steps = args.flags.steps
-    dense = loop.load(ticket_path(args, 0))['mask']
+    dense = read_ticket(ticket_path(args, 0))['mask']
     saved = {'step': 0, 'last': []}                   # last: the newest masks {G, D}, oldest first
     if os.path.exists(file):
-        saved = loop.load(file)
+        saved = loop.read(file, file, 'step', 'last')
     while True:
         step, last = saved['step'], saved['last']
         drift = max(prune.drift([masks[name] for masks in last], EARLY_BIRD_MASKS) for name in 'GD')
@@ -209,14 +224,14 @@ def early_bird(args):
         del trained                                   # before the next networks are made
         saved = {'step': step, 'last': [*last[1 - EARLY_BIRD_MASKS:], masks]}
         if loop.world()[0] == 0:
-            loop.write(file, functools.partial(torch.save, saved))
+            files.save(file, saved)
         loop.barrier()
 
     line = (f'early-bird: step {step} of {steps}, {1 - step / steps:.1%} of a training saved; '
             f'the last masks differ in {drift:.2%} of the weights')
     if not settled:
         line += ', they have not settled'
-    say(line)
+    loop.say(line)
     yield args.rounds, last[-1]
 
 
@@ -239,13 +254,16 @@ METHODS = {
 
 def begin(args):
     """Make the directory and ticket0.pt, or go on with a finding of the same settings (others exit 2)."""
-    rank, _ = loop.world()
-    if args.flags.restart and rank == 0:
-        clear_finding(args.out)
-    loop.barrier()
-    G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)
+    G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)      # exits 2
     nets = {'G': G, 'D': D}
     args.identity |= hashes
+
+    rank, _ = loop.world()
+    if rank == 0:
+        claim_finding(args.out)
+        if args.flags.restart:
+            clear_finding(args.out)
+    loop.barrier()
 
     # Factors by which a network multiplies its weights: they are ranked as they act.
     args.gains = {'G': {}, 'D': {}}
@@ -264,33 +282,50 @@ def begin(args):
     if rank == 0:
         os.makedirs(args.out, exist_ok=True)
         os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
-        loop.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
+        files.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
     if not os.path.exists(ticket_path(args, 0)):
         save_dense_ticket(args, nets)
 
 
-def save_ticket(file, args, k, weights, masks):
-    """Write a ticket on rank 0; all ranks wait for it, and must hold the same masks."""
-    assert loop.equal_on_ranks(loop.digest(masks)), 'the ranks pruned different weights'
+def save_ticket(file, args, k, weights, masks, data):
+    """Write a ticket on rank 0; all ranks wait for it, and must hold the same masks.
+
+    data: the fingerprint of the images that it was found on, or None."""
+    assert loop.equal_on_ranks(files.digest(masks)), 'the ranks pruned different weights'
     ticket = {
         'model': args.model, 'args': vars(args.flags),
         'method': args.method, 'round': k, 'rewind': args.rewind,
-        'data': found_on(args, k),
+        'data': data,
         'init': weights, 'mask': masks,
         'sparsity': {name: prune.sparsity(mask) for name, mask in masks.items()}}
     if loop.world()[0] == 0:
-        loop.write(file, functools.partial(torch.save, ticket))
+        files.save(file, ticket)
     loop.barrier()
 
 
 def found_on(args, k):
     """The fingerprint of the images that ticket k was found on, None where nothing was trained."""
-    for name in (f'round{k - 1}', 'round0', 'early'):
+    names = ['early']                                 # ticket 0 knows of no round, also where rounds lie there
+    if k:
+        names = [f'round{k - 1}', 'round0', 'early']
+    for name in names:
         file = f'{args.out}/{name}/subset.json'
         if os.path.exists(file):
-            with open(file) as f:
-                return json.load(f)['fingerprint']
+            return files.read_json(file, fingerprint=str)['fingerprint']
     return None
+
+
+def read_ticket(path):
+    """A ticket of this finding, or of --like; exits 2 where it is damaged."""
+    return loop.read(path, path, 'init', 'mask')
+
+
+def claim_finding(out):
+    """Hold the directory of a finding and those of its rounds; exit 2 where another process writes there."""
+    loop.claim(out)
+    for name in os.listdir(out):
+        if re.fullmatch(ROUND, name):
+            loop.claim(f'{out}/{name}')
 
 
 def clear_finding(out):
@@ -300,14 +335,9 @@ def clear_finding(out):
     for name in os.listdir(out):
         if re.fullmatch(r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json', name):
             os.remove(f'{out}/{name}')
-        elif re.fullmatch(r'round\d+|early', name):
+        elif re.fullmatch(ROUND, name):
             shutil.rmtree(f'{out}/{name}')
-
-
-def say(line):
-    """Print on rank 0."""
-    if loop.world()[0] == 0:
-        print(line, flush=True)
+            files.free(f'{out}/{name}')
 
 
 # ---- flags
@@ -326,6 +356,7 @@ def get_args(argv=None):
     args.recipe = importlib.import_module(f'train_{args.model}')
     args.flags = args.recipe.get_args(words)          # exits 2 on a wrong flag
     check_training(args)
+    check_rounds(args)
 
     if args.method == 'early-bird':
         args.eb_every = args.eb_every or -(-args.flags.steps // 50)    # 2 %, rounded up
@@ -343,7 +374,9 @@ def get_args(argv=None):
         'data': data,
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
-    args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{loop.digest(args.identity)[:8]}'
+    args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
+    if trainer.lies_in(args.out, args.ticket):
+        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
     return args
 
 
@@ -389,25 +422,20 @@ def own_parser():
 
 
 def check_own_flags(args):
-    """Set the defaults of INHERITED; refuse flags out of range or of another method."""
+    """Set the defaults of INHERITED; refuse numbers out of range, flags of another method, unusable paths."""
+    loop.check_ranges(args, RANGES)
+    loop.check_output('--out', args.out, folder=True)
+    loop.check_output('--ticket', args.ticket)
     for name, default in INHERITED.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
         elif args.method == 'random-layers':
             loop.refuse(f'{loop.flag(args, name)}: --method random-layers has it from --like, leave it out')
-    if args.rounds < 1:
-        loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
-    if not 0 < args.rho < 1:
-        loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
 
     methods = {'like': 'random-layers', 'eb_every': 'early-bird', 'eb_threshold': 'early-bird'}
     for name, method in methods.items():
         if getattr(args, name) is not None and args.method != method:
             loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
-    for name in ('eb_every', 'eb_threshold'):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            loop.refuse(f'{loop.flag(args, name)} is not positive')
     if args.method == 'slimming' and args.prune != 'g':
         loop.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
     if args.method == 'random-layers' and not args.like:
@@ -422,8 +450,30 @@ def check_training(args):
                     'give --init-from for trained weights')
     if getattr(args.flags, 'transfer', None) == 'minegan':
         loop.refuse('--transfer minegan: the miner is no part of a ticket')
-    if not 0 <= args.rewind < args.flags.steps:
+    if args.rewind >= args.flags.steps:
         loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+
+
+def check_rounds(args):
+    """Refuse rounds that prune not one weight, or that leave fewer weights than there are tensors."""
+    if args.method == 'random-layers':                # which takes its numbers from --like
+        return
+    for name, net in zip('GD', trainer.without_weights(args.recipe.build, args.flags)):
+        if name.lower() not in args.prune:
+            continue
+        weights = dict(net.named_parameters())
+        sizes = [weights[key].numel() for key in prune.prunable(net, args.prunable)]
+        left = sum(sizes)
+        for k in range(1, args.rounds + 1):
+            before = left
+            left = prune.alive_after(before, args.rho, 1)
+            round_k = f'--rounds {args.rounds} --rho {args.rho}: round {k}'
+            if left == before:
+                loop.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
+                            'use a larger rho, or fewer rounds')
+            if left < len(sizes):
+                loop.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
+                            'use a smaller rho, or fewer rounds')
 
 
 def adopt_rounds(args):
@@ -438,14 +488,23 @@ def adopt_rounds(args):
         if sentence:
             loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
     args.rounds = like['round']
-    return loop.digest(like['mask'])
+    return files.digest(like['mask'])
+
+
+def check_with_data(args, device):
+    """Exit 2 on data and scores that the first training would refuse, before anything is made."""
+    trains = args.rewind or args.method not in WITHOUT_TRAINING
+    if trains and not os.path.exists(f'{args.out}/args.json'):
+        flags = trainer.with_flags(args.flags, out=args.out)
+        trainer.scores_on(flags, trainer.load_data(flags), device)
 
 
 def main(args):
     """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
         return args.recipe.main(args.flags)
-    loop.launch(args.flags)
+    device = loop.launch(args.flags)
+    check_with_data(args, device)
     begin(args)
     if args.method == 'imp':
         iterative_pruning(args)
@@ -455,10 +514,10 @@ def main(args):
 
     last = ticket_path(args, args.rounds)
     if loop.world()[0] == 0:
-        loop.write(args.ticket, functools.partial(shutil.copyfile, last))
-    say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
+        files.write(args.ticket, functools.partial(shutil.copyfile, last))
+    loop.say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
     return last
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

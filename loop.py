@@ -27,21 +27,32 @@ import functools
 import hashlib
 import json
 import os
-import pickle
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import zipfile
+import unicodedata
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+import files
+from files import digest, load, read_jsonl, to_cpu, write, write_json, write_jsonl  # noqa: F401
+
 START = time.time()                           # --max-hours counts from here
 STOP = []                                     # signals received; read once a step, for all ranks together
+CLOSED = 13                                   # the number of SIGPIPE: nobody reads stdout any more
+CURRENT = []                                  # the Run of this process, of which a disk error tells the step
+
+# Flags that scale the updates or the losses: what to lower where numbers overflow
+SCALES = ('lr_g', 'lr_d', 'slim', 'lecam', 'r1', 'pl', 'adv_step', 'adv_lambda_g', 'adv_lambda_d')
+
+LONGEST_NAME = 240                            # bytes, of 255: room for `.tmp` and the like
+LONGEST_PATH = 3000                           # letters, of 4096
 
 # Flags that may change when a run is resumed, because they do not change what the next step computes.
 MAY_CHANGE = {
@@ -53,6 +64,15 @@ MAY_CHANGE = {
 
 # Flags that name files.  What the files hold is compared (by a hash or a fingerprint), the spelling is not.
 COMPARED_BY_CONTENT = {'data', 'mask', 'init_from', 'small_dense', 'protocol'}
+
+# What each number may be, see check_ranges.  Seeds have 63 bits, and no count comes near 1e12.
+RANGES = {
+    'steps': '[1, 1e12]',
+    'max_hours': '(0, inf)',
+    'seed': '[0, 1e18]',
+    'save_every': '[1, 1e12]',
+    'sample_every': '[1, 1e12]',
+    'log_every': '[1, 1e12]'}
 
 # {flag: default} of flags that are younger than the first edition.  Such a flag counts only where it differs
 # from its default, so that older runs resume and keep their directory's name.
@@ -84,27 +104,88 @@ def add_flags(group, experiments=None):
     return group
 
 
+def check_ranges(args, *tables):
+    """Refuse a number that does not lie in its interval; NaN lies in none, and inf is the open end of some.
+
+    tables: {flag: interval}, such as {'ema': '[0, 1)'}.  Each number of a list is checked."""
+    for table in tables:
+        for name, interval in table.items():
+            value = getattr(args, name, None)
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, (int, float)) and not lies_within(number, interval):
+                    refuse(f"--{name.replace('_', '-')} {number} is out of range: use a number in {interval}")
+
+
+def lies_within(number, interval):
+    """Whether a number lies in an interval, such as '[0, 1)' or '(-inf, inf)'."""
+    low, high = interval[1:-1].split(',')
+    above = number >= float(low) if interval.startswith('[') else number > float(low)
+    below = number <= float(high) if interval.endswith(']') else number < float(high)
+    return above and below
+
+
 def check_run_flags(args):
     """Refuse what can be refused before data or models are touched."""
-    for name in ('steps', 'log_every', 'save_every', 'sample_every'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            refuse(f'{flag(args, name)} is not positive: use 1 or more')
-    if args.max_hours is not None and not 0 < args.max_hours < float('inf'):
-        refuse(f'{flag(args, "max_hours")} is not a positive number')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
+    check_device(args)
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
         refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
-    if args.out and os.path.isfile(args.out):
-        refuse(f'--out {args.out} is a file: name a directory')
+    check_output('--out', args.out, folder=True)
+
+
+def check_device(args):
+    """Refuse a device that is not there."""
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
+
+
+def check_output(name, path, folder=False):
+    """Refuse a path of the flag `name` where a file, or a folder with files, cannot be written.
+
+    A path of None is a flag that was not given."""
+    if path is None:
+        return
+    why = why_unwritable(path, folder)
+    if why:
+        shown = path if path and path.isprintable() else ascii(path)
+        refuse(f'{name} {shown} {why}: name another {"directory" if folder else "file"}')
+
+
+def why_unwritable(path, folder):
+    """The end of a sentence on a path that cannot be written, None where it can.  Nothing is left behind.
+
+    Folders that are missing can be made, and a file that is there can be replaced."""
+    if not path:
+        return 'is no name'
+    if any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in path):
+        return 'has letters that cannot be printed'
+    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))           # bytes
+    if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
+        return 'is too long'
+    try:
+        if not folder and os.path.lexists(path) and not os.path.isfile(path):
+            return 'is a directory, or something else that is no file'
+        place = os.path.abspath(path if folder else os.path.dirname(path))
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)            # the first folder above that is there
+        if not os.path.isdir(place):
+            return 'is a file' if place == os.path.abspath(path) else f'lies below {place}, which is a file'
+        with tempfile.TemporaryFile(dir=place):       # a file without a name
+            return None
+    except OSError as e:
+        return f'cannot be written to disk ({e.strerror})'
 
 
 def refuse(sentence):
     """Exit with code 2 and one sentence that names the flag, the value and the fix."""
     if world()[0] == 0:
-        print(f'error: {sentence}', file=sys.stderr, flush=True)
+        complain(sentence)
     raise SystemExit(2)
+
+
+def complain(sentence):
+    """Write an error to stderr, if it can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f'error: {sentence}', file=sys.stderr, flush=True)
 
 
 def flag(args, name):
@@ -112,7 +193,92 @@ def flag(args, name):
     return f"--{name.replace('_', '-')} {getattr(args, name)}"
 
 
-# ---- the process: ranks, device, precision, signals
+# ---- the process: how a command begins and ends, ranks, device, precision, signals
+
+def script(main, get_args):
+    """Run main(get_args()) as a command, and exit where it does not succeed.
+
+    What the user, the terminal, the disk or a damaged file ends, ends in a sentence and not in a traceback:
+    2 for a damaged file and for too little memory, 3 for numbers that are not finite, 1 for the disk, 130 for
+    Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:                            # closed by the shell, as with >&-
+        sys.stdout = open(os.devnull, 'w')
+    sys.stdout.reconfigure(errors='backslashreplace')                  # for names that it cannot print
+
+    code = 0
+    try:
+        main(get_args())
+    except SystemExit as e:
+        code = e.code
+    except KeyboardInterrupt:
+        complain('stopped by Ctrl-C')
+        code = 130
+    except files.Damaged as e:
+        complain(e)
+        code = 2
+    except files.NotFinite as e:
+        complain(f'{e} is not finite, and was not saved')
+        code = 3
+    except (MemoryError, RuntimeError) as e:
+        if not says_memory_is_short(e):
+            raise
+        complain(memory_error(e))
+        code = 2
+    except BrokenPipeError:
+        code = 128 + CLOSED
+    except OSError as e:
+        complain(disk_error(e))
+        code = 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        mute()
+        code = code or 128 + CLOSED
+    if code:
+        sys.exit(code)
+
+
+def says_memory_is_short(e):
+    """Whether an exception is of Python, torch or CUDA, and says that there is no memory left."""
+    words = str(e).lower()
+    return isinstance(e, MemoryError) or 'out of memory' in words or "can't allocate memory" in words
+
+
+def memory_error(e):
+    """The sentence of such an exception: what to lower."""
+    return (f'the memory does not suffice ({files.reason(e)}): lower --batch-gpu or --batch, --ch-g, --ch-d or '
+            '--res, or ask for fewer --seeds, --frames or --samples')
+
+
+def disk_error(e):
+    """The sentence of an OSError: the path, what is safe, and how to go on."""
+    path = e.filename or 'a file'
+    safe = ''
+    for run in CURRENT:
+        safe = f'The training was at step {run.step}; {run.checkpoints}.  '
+    return (f'the disk refuses {path}: {e.strerror or e}.  {safe}Make room or mend the path, and give the '
+            f'same command again: {command()}')
+
+
+def mute():
+    """From now on what is printed goes nowhere, because stdout is closed or its disk is full."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def say(line, end='\n'):
+    """Print on rank 0.  Where stdout is closed or full, a run is told to save and to stop."""
+    if world()[0]:
+        return
+    try:
+        print(line, end=end, flush=True)
+    except OSError:
+        mute()
+        STOP.append(CLOSED)
+
 
 def world():
     """(rank, number of ranks), as torchrun says."""
@@ -128,6 +294,14 @@ def has_bf16(device):
     with open('/proc/cpuinfo') as f:
         flags = f.read()
     return 'amx_bf16' in flags or 'avx512_bf16' in flags
+
+
+def most_memory(args):
+    """The bytes of memory that a training can have, where that is known; 2^40 on a GPU, which none has."""
+    gpu = args.device != 'cpu' and torch.cuda.is_available()
+    if gpu or 'SC_PHYS_PAGES' not in getattr(os, 'sysconf_names', ()):
+        return 2 ** 40
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def launch(args):
@@ -161,14 +335,18 @@ def autocast(args, device):
 
 @contextlib.contextmanager
 def listening():
-    """SIGINT and SIGTERM are noted in STOP and obeyed between two steps; a second one ends the process."""
+    """SIGINT, SIGTERM and SIGHUP are noted in STOP and obeyed between two steps; a second one ends the process.
+
+    A signal that the process was started to ignore, as by nohup, stays ignored."""
     def note(number, frame):
         STOP.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     old = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        old[number] = signal.signal(number, note)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)          # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            old[number] = signal.signal(number, note)
     try:
         yield
     finally:
@@ -337,89 +515,21 @@ class Sums:
         return means
 
 
-# ---- files: written beside their place and renamed; tensors and plain values only
-
-def to_cpu(x):
-    """A copy of nested dicts of tensors, each with its own storage, so that a file holds nothing else."""
-    if isinstance(x, dict):
-        return {key: to_cpu(value) for key, value in x.items()}
-    if torch.is_tensor(x):
-        return x.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return x
-
-
-def write(path, save):
-    """Write a file beside its place and rename it: save(tmp) either completes or leaves the old file."""
-    tmp = f'{path}.tmp'
-    try:
-        save(tmp)
-        os.replace(tmp, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(tmp)
-
-
-def write_json(path, value):
-    """Write a value as indented JSON."""
-    def save(tmp):
-        with open(tmp, 'w') as f:
-            json.dump(value, f, indent=1)
-    write(path, save)
-
-
-def read_jsonl(path):
-    """The records of a .jsonl file without a torn last one; [] if there is no file."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f if line.endswith('\n')]
-
-
-def write_jsonl(path, records):
-    """Write the records of a .jsonl file anew."""
-    def save(tmp):
-        with open(tmp, 'w') as f:
-            for record in records:
-                f.write(json.dumps(record) + '\n')
-    write(path, save)
-
-
-def digest(x):
-    """A hash of nested dicts of tensors, numbers and strings: 16 hexadecimal digits."""
-    h = hashlib.sha256()
-
-    def feed(x):
-        if isinstance(x, dict):
-            for key in sorted(x):
-                h.update(str(key).encode())
-                feed(x[key])
-        elif torch.is_tensor(x):
-            h.update(x.detach().cpu().contiguous().numpy().tobytes())
-        else:
-            h.update(repr(x).encode())
-
-    feed(x)
-    return h.hexdigest()[:16]
-
-
-def load(path):
-    """A checkpoint or ticket: tensors and plain values only, nothing in the file is executed."""
-    return torch.load(path, map_location='cpu', weights_only=True)
-
+# ---- files
 
 KINDS = {'init': 'a ticket', 'D': 'a last.pt', 'E': 'a best.pt'}       # a key that tells what a file is
 
 
 def read(path, word, *keys):
-    """`load`; a file that is none of ours or lacks a key is refused, in a sentence that opens with `word`."""
+    """files.load; a file that is damaged, none of ours or lacks a key is refused (exit 2).
+
+    The sentence opens with `word`, such as the flag that named the file."""
     if not os.path.isfile(path):
         refuse(f'{word}: no such file')
-    if not zipfile.is_zipfile(path):
-        refuse(f'{word} is not a file of torch.save, or not a whole one')
     try:
-        saved = load(path)
-    except (pickle.UnpicklingError, RuntimeError) as e:
-        refuse(f'{word} holds more than tensors and plain values: {str(e).splitlines()[0]}')
+        saved = files.load(path)
+    except files.Damaged as e:
+        refuse(f'{word}: {e}')
 
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
@@ -432,7 +542,7 @@ def read(path, word, *keys):
 def kind_of_file(keys, unknown):
     """What a file with these keys is, or the word for what is not known."""
     for key, kind in KINDS.items():
-        if key in keys:
+        if isinstance(keys, (dict, tuple)) and key in keys:
             return kind
     return unknown
 
@@ -481,9 +591,9 @@ def run_identity(args, **facts):
 def compare(out, new):
     """Refuse a directory whose args.json has another identity, and name each flag with its two values."""
     if not os.path.exists(f'{out}/args.json'):
-        return
-    with open(f'{out}/args.json') as f:
-        old = json.load(f)['identity']
+        refuse(f'--out {out} holds a run without its args.json, so that its settings are not known: '
+               'give --restart or another --out')
+    old = files.read_json(f'{out}/args.json', identity=dict)['identity']
     new = json.loads(json.dumps(new))                 # tuples become lists, as in the file
 
     changed = []
@@ -497,11 +607,19 @@ def compare(out, new):
                'give --restart or another --out')
 
 
+def check_steps(args, step, out):
+    """Refuse --steps that lie behind the step of the checkpoint in a run directory."""
+    if step > args.steps:
+        refuse(f'{flag(args, "steps")}: the checkpoint in {out} is at step {step} already, '
+               f'give --steps {step} or more, --restart, or another --out')
+
+
 def clear_run(out):
     """Remove what a run writes, and nothing else that lies in its directory."""
     if not os.path.exists(f'{out}/args.json'):
         return
-    names = ['subset.json', 'log.jsonl', 'metrics.jsonl', 'reals.png', 'last.pt', 'best.pt', 'args.json']
+    names = ['subset.json', 'log.jsonl', 'metrics.jsonl', 'failed.json', 'reals.png',
+             'last.pt', 'last-1.pt', 'best.pt', 'args.json']
     if os.path.isdir(f'{out}/samples'):
         for name in os.listdir(f'{out}/samples'):
             if name.removesuffix('.png').isdigit():
@@ -522,13 +640,121 @@ def peak_memory(device):
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
+def claim(out):
+    """Hold a run directory; exit 2 where another process writes there."""
+    try:
+        files.hold(out)
+    except files.Taken as owner:
+        refuse(f'--out {out} is in use by {owner}: wait until that has ended, or name another --out')
+
+
+class Checkpoints:
+    """What a run directory keeps of a training: last.pt, last-1.pt before it, and failed.json.
+
+    step: the step of last.pt; None where there is no sound one."""
+
+    def __init__(self, out):
+        self.out = out
+        self.step = None
+
+    def __str__(self):
+        """As the end of a sentence: which checkpoint is good."""
+        if self.step is None:
+            return 'there is no checkpoint yet'
+        return f'{self.out}/last.pt is the last good checkpoint, of step {self.step}'
+
+    def there(self):
+        """The paths of last.pt and of last-1.pt, as far as they exist."""
+        found = [f'{self.out}/last.pt', f'{self.out}/last-1.pt']
+        return [path for path in found if os.path.exists(path)]
+
+    def first_sound(self, take_over, say):
+        """What take_over(checkpoint) returns of the newest checkpoint that is not damaged; None without any.
+
+        Says what is damaged.  Exits 2 where every checkpoint is."""
+        found = self.there()
+        for path in found:
+            try:
+                saved = files.load(path)
+                result = take_over(saved)
+            except files.Damaged as e:
+                if path == found[-1]:
+                    refuse(f'{e}, and {self.out} has no older checkpoint: give --restart or another --out')
+                say(f'{e}: the run goes on from the checkpoint before, {found[-1]}')
+                continue
+            if path.endswith('last.pt'):
+                self.step = saved['step']
+            return result
+
+    def save(self, checkpoint):
+        """Write last.pt; the one before becomes last-1.pt, unless it is damaged or of the same step.
+
+        Raises files.NotFinite, and leaves both as they are, where a tensor is not finite."""
+        tensor = files.first_not_finite(checkpoint)
+        if tensor:
+            raise files.NotFinite(tensor)
+        if self.step not in (None, checkpoint['step']):
+            files.keep(f'{self.out}/last.pt', f'{self.out}/last-1.pt')
+        files.save(f'{self.out}/last.pt', checkpoint)
+        self.step = checkpoint['step']
+
+        before = self.failure()
+        if before and before['step'] <= self.step:    # the run has come further than before
+            os.remove(f'{self.out}/failed.json')
+
+    def note_failure(self, step, what):
+        """Remember that the run has ended at this step, with the reason."""
+        files.write_json(f'{self.out}/failed.json', {'step': step, 'what': what})
+
+    def failure(self):
+        """{step, what} of `note_failure`; None where the run has not failed."""
+        file = f'{self.out}/failed.json'
+        if os.path.exists(file):
+            return files.read_json(file, step=int, what=str)
+
+
+def take_over(saved, nets, sums, parts):
+    """Load the networks, moments, sums and parts of a checkpoint; returns its step, `done` and number of ranks.
+
+    Raises files.Damaged where something is missing or of another form."""
+    try:
+        for name, net in nets.items():
+            net.net.load_state_dict(saved[name])
+            if net.adam:
+                net.load_moments(saved['opt'][name])
+        state = saved['state']
+        for name, part in parts.items():
+            part.load(state[name])
+        if state['sums'].shape != sums.total.shape:
+            raise ValueError('the sums have another shape')
+        sums.total.copy_(state['sums'])
+        return saved['step'], saved['done'] is True, state['ranks']
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise files.Damaged(f'the checkpoint is damaged ({type(e).__name__}: {files.reason(e)})') from e
+
+
+def way_out(args, checkpoints):
+    """What to do about numbers that are not finite, as an imperative."""
+    names = []
+    for name in SCALES:
+        unused = name.startswith('adv') and args.advaug == 'none'
+        if not unused and getattr(args, name, None):
+            names.append(flag(args, name))
+    start = 'give --restart'
+    if checkpoints.step is not None:
+        start = f'start from the checkpoint with --init-from {checkpoints.out}/last.pt and another --out'
+    return f'lower one of {", ".join(names) or "the learning rates"}, and {start}'
+
+
 class Run:
     """A run directory (args.json, log.jsonl, metrics.jsonl, samples/, last.pt, best.pt) and the step counter.
 
     model: the name of the script's model.  images: real images that D sees per step, for the log.
     facts: hashes that must be the same when the run is resumed (data, mask, ...).
 
-    A directory that holds a checkpoint of other flags or facts is refused (exit 2); see MAY_CHANGE."""
+    A directory is refused (exit 2) while another process writes there, and where it holds a checkpoint of
+    other flags or facts; see MAY_CHANGE.  last-1.pt is the checkpoint before last.pt, for when that is
+    damaged."""
 
     def __init__(self, model, args, images=1, **facts):
         self.model = model
@@ -553,16 +779,20 @@ class Run:
         same = run_identity(args, **facts, model=model)
         data = os.path.basename(str(getattr(args, 'data', 'data')).rstrip('/'))
         frac = getattr(args, 'frac', 1)
-        self.out = args.out or f'runs/{model}-{data}-{frac}-{digest(same)[:8]}'
-        if args.restart and self.rank == 0:
-            clear_run(self.out)
+        self.out = args.out or f'runs/{model}-{data}-{frac}-{files.digest(same)[:8]}'
+        if self.rank == 0:
+            claim(self.out)
+            if args.restart:
+                clear_run(self.out)
         barrier()
-        if os.path.exists(self.path('last.pt')):
+        CURRENT[:] = [self]
+        self.checkpoints = Checkpoints(self.out)
+        if self.checkpoints.there():
             compare(self.out, same)
         barrier()
         if self.rank == 0:
             os.makedirs(self.path('samples'), exist_ok=True)
-            write_json(self.path('args.json'), {
+            files.write_json(self.path('args.json'), {
                 'command': command(), 'identity': same,
                 'args': vars(args), 'versions': versions(self.device)})
         self.say(f'{self.out}: {json.dumps(vars(args))}')
@@ -573,52 +803,41 @@ class Run:
 
     def say(self, line, moving=False):
         """Print on rank 0.  On a terminal, a moving line takes the place of the moving line before it."""
-        moving = moving and self.rank == 0 and sys.stdout.isatty()
+        moving = moving and self.rank == 0 and bool(sys.stdout) and sys.stdout.isatty()
         if moving:
             width = shutil.get_terminal_size().columns - 1
-            print(f'\r\033[K{line[:width]}', end='', flush=True)
-        elif self.rank == 0:
-            print('\n' * self.moving_line + line, flush=True)          # below a moving line
+            say(f'\r\033[K{line[:width]}', end='')
+        else:
+            say('\n' * self.moving_line + line)                        # below a moving line
         self.moving_line = moving
 
-    def append(self, name, record):
-        """Append a record to a .jsonl file, on rank 0."""
-        if self.rank == 0:
-            with open(self.path(name), 'a') as f:
-                f.write(json.dumps(record) + '\n')
+    def restore(self, nets, sums, parts=None):
+        """A run resumes here: step, networks, moments and sums of last.pt, and the states of `parts`.
 
-    def restore(self, nets, sums):
-        """A run resumes here: step, networks, moments and sums of last.pt; returns the state that was saved.
-
-        nets: {name: Flat}.  Lines of log.jsonl and metrics.jsonl that are torn or newer than last.pt go."""
-        saved = None
-        if os.path.exists(self.path('last.pt')):
-            saved = load(self.path('last.pt'))
-        self.step = saved['step'] if saved else 0
+        nets: {name: Flat}.  parts: {name: object with `load`}.  Where last.pt is damaged, last-1.pt takes its
+        place.  Lines of log.jsonl and metrics.jsonl that are torn or newer than the checkpoint go."""
+        found = self.checkpoints.first_sound(lambda saved: take_over(saved, nets, sums, parts or {}), self.say)
+        if found:
+            self.step, done, ranks = found
+            check_steps(self.args, self.step, self.out)
+            self.done = done and self.step >= self.args.steps
+            line = f'resumed at step {self.step}: weights, EMA, moments, position in the data'
+            if ranks != self.ranks:
+                line += f'; not bit for bit: {ranks} ranks before, {self.ranks} now'
+            self.say(line)
 
         barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
             file = self.path(name)
             if self.rank == 0 and os.path.exists(file):
-                kept = [record for record in read_jsonl(file) if record['step'] <= self.step]
-                write_jsonl(file, kept)
+                kept = [record for record in files.read_jsonl(file) if record['step'] <= self.step]
+                files.write_jsonl(file, kept)
         barrier()
-        if saved is None:
-            return {}
 
-        for name, net in nets.items():
-            net.net.load_state_dict(saved[name])
-            if net.adam:
-                net.load_moments(saved['opt'][name])
-        state = saved['state']
-        sums.total.copy_(state['sums'])
-        self.done = saved['done'] and self.step >= self.args.steps
-
-        line = f'resumed at step {self.step}: weights, EMA, moments, position in the data'
-        if state['ranks'] != self.ranks:
-            line += f"; not bit for bit: {state['ranks']} ranks before, {self.ranks} now"
-        self.say(line)
-        return state
+        before = self.checkpoints.failure()
+        if before:
+            self.say(f"this run ended at step {before['step']} before, because {before['what']}, and will do so "
+                     f'again: {way_out(self.args, self.checkpoints)}')
 
     # ---- what falls due
 
@@ -705,14 +924,17 @@ class Run:
             bad = net.first_bad()
             if bad:
                 found.append((*bad, name))
-        if not found:
-            return
-        step, tensor, name = min(found, key=lambda bad: bad[0])        # in a tie D, the first by name
-        good = 'there is no checkpoint yet'
-        last = self.path('last.pt')
-        if os.path.exists(last):
-            good = f'{last} is the last good checkpoint'
-        self.say(f'error: step {step}: the gradient of {tensor} in {name} is not finite; {good}')
+        if found:
+            step, tensor, name = min(found, key=lambda bad: bad[0])    # in a tie D, the first by name
+            self.fail(f'the gradient of {tensor} in {name} is not finite', step)
+
+    def fail(self, what, step=None):
+        """Exit 3, because of numbers that are not finite: say since when, and what to change."""
+        step = step or self.step
+        if self.rank == 0:
+            self.checkpoints.note_failure(step, what)
+        self.say(f'error: step {step}: {what}; {self.checkpoints}.  The same command would end in the same way: '
+                 f'{way_out(self.args, self.checkpoints)}')
         raise SystemExit(3)
 
     def log(self, nets, sums, notes=dict):
@@ -732,11 +954,12 @@ class Run:
 
         images_per_s = round(rate * self.images, 1)
         peak_mb = peak_memory(self.device)
-        self.append('log.jsonl', {
-            'step': self.step, 'kimg': self.step * self.images / 1000,
-            **values,
-            'images_per_s': images_per_s, 'peak_mb': peak_mb,
-            'start': round(self.start, 1), 'time': round(now - self.start, 1)})
+        if self.rank == 0:
+            files.append_jsonl(self.path('log.jsonl'), {
+                'step': self.step, 'kimg': self.step * self.images / 1000,
+                **values,
+                'images_per_s': images_per_s, 'peak_mb': peak_mb,
+                'start': round(self.start, 1), 'time': round(now - self.start, 1)})
         self.last_log = now
         self.steps_logged = self.step
         self.idle = time.time() - now
@@ -751,7 +974,8 @@ class Run:
     def save(self, nets, sums, extra=dict, done=False):
         """Write last.pt: everything that the next step depends on.
 
-        done: the script says that nothing is left to do.  Exits 3 on a gradient that was not finite."""
+        done: the script says that nothing is left to do.  The checkpoint before becomes last-1.pt.
+        Exits 3 on a gradient that was not finite, and where a weight, a buffer, a moment or a sum is not."""
         self.guard(nets)
         total = sums.total.clone()
         if self.ranks > 1:
@@ -762,12 +986,16 @@ class Run:
 
         with self.observing():
             checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': done}
-            checkpoint['state'] = {**to_cpu(extra()), 'sums': to_cpu(total / self.ranks), 'ranks': self.ranks}
+            checkpoint['state'] = {**files.to_cpu(extra()), 'sums': files.to_cpu(total / self.ranks), 'ranks': self.ranks}
             for name, net in nets.items():
-                checkpoint[name] = to_cpu(net.net.state_dict())
+                checkpoint[name] = files.to_cpu(net.net.state_dict())
 
             # Masks and Adam's moments, of the networks that are trained
             trained = {name: net for name, net in nets.items() if net.adam}
-            checkpoint['masks'] = {name: to_cpu(net.masks) for name, net in trained.items()}
-            checkpoint['opt'] = {name: to_cpu(net.moments()) for name, net in trained.items()}
-            write(self.path('last.pt'), functools.partial(torch.save, checkpoint))
+            checkpoint['masks'] = {name: files.to_cpu(net.masks) for name, net in trained.items()}
+            checkpoint['opt'] = {name: files.to_cpu(net.moments()) for name, net in trained.items()}
+
+            try:
+                self.checkpoints.save(checkpoint)
+            except files.NotFinite as e:
+                self.fail(f'{e} is not finite')

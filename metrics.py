@@ -1215,6 +1215,12 @@ PROTOCOLS = {
 }
 
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+RANGES = {
+    'is_splits': '[1, 1e6]',
+    'eval_batch': '[1, 1e6]'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of scores: the everyday ones to `group`, the others to `experiments`, or `group`, too."""
     experiments = experiments or group

@@ -18,6 +18,11 @@ A row is what stands in one line of a table: one run, or the runs of several see
     is_dense   whether others are compared with it
     findings   {directory or ticket: finding} of the tickets that its runs may start from
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import collections
 import os
@@ -30,7 +35,7 @@ from scipy.special import stdtrit
 
 import loop
 import prune
-from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, protocol_key, protocol_words,
+from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, damage, protocol_key, protocol_words,
                   read_run, sample_grid, ticket_masks, trainings_before)
 
 # Further scores of a record: title, entry in the protocol, factor, digits.
@@ -54,7 +59,9 @@ def get_args(argv=None):
     p.add_argument('runs', nargs='?', default='runs', metavar='RUNS', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the page (default: RUNS/report)')
     args = p.parse_args(argv)
-    args.out = args.out or os.path.join(args.runs, 'report')
+    if args.out is None:
+        args.out = os.path.join(args.runs, 'report')
+    loop.check_output('--out', args.out, folder=True)
     return args
 
 
@@ -421,9 +428,11 @@ def kind_lines(runs, out, heading, tag):
 def folder_page(args):
     """The lines of the page of everything below a folder, and those of its tables. Exits 2 without a run."""
     runs = collect(args.runs)
+    damaged = damage(args.runs)
     if not runs:
-        loop.refuse(f'{args.runs}: no run with a log line below it; train something first, or name another '
-                    'folder')
+        nothing = (f'{args.runs}: no run with a log line below it; train something first, or name another '
+                   'folder')
+        loop.refuse('; '.join([*damaged, nothing]))
     os.makedirs(args.out, exist_ok=True)
 
     # The tables, which are printed, too.
@@ -432,6 +441,8 @@ def folder_page(args):
     unscored = [run['path'] for run in runs if not run['scores']]
     if unscored:
         lines += [f"No scores yet: {', '.join(unscored)}.", '']
+    if damaged:
+        lines += ['Damaged, and left out:', '', *(f'- {sentence}' for sentence in damaged), '']
 
     # Below them samples and curves.
     page = ['# Runs', '', *lines]
@@ -456,4 +467,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

@@ -10,6 +10,11 @@ The same command resumes.
     G:  min  L_G(D(T(G(z))))          + lambda_1 L_G^adv     Eqs. 3, 4   once, then
     E <- ema E + (1 - ema) G     E: the averaged generator, which is G itself up to --ema-start
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import torch
 
 import flat
@@ -34,6 +39,7 @@ PRESETS = {
         ada_kimg=.5, lecam_start=100,
         eval_samples=500, log_every=25),
 }
+RANGES = {'g_batch': '[1, 65536]'}                     # see loop.check_ranges
 
 
 def get_args(argv=None):
@@ -43,7 +49,7 @@ def get_args(argv=None):
     a = experiments['training'].add_argument
     a('--g-batch', type=int, default=64, help='generated images per G update (paper: 64, released code: 128)')
 
-    given, _ = p.parse_known_args(argv)               # as typed, before any preset
+    given = trainer.as_typed(p, argv, RANGES)         # before any preset
     name = given.preset or preset(given.data)
     args = trainer.parse(p, argv, PRESETS, name)
     if given.res and (given.res % 8 or given.res < 8):
@@ -116,4 +122,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

@@ -112,6 +112,14 @@ DISK_ERRORS = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EROF
 
 # ---- flags and refusals
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges), --frac
+# by `share`.
+RANGES = {
+    'res': '[8, 4096]',
+    'data_seed': '[0, 1e18]',
+    'holdout': '[1, 1e12]'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of the data: the everyday ones to `group`, the others to `experiments`.
 

@@ -11,6 +11,11 @@ A generator leaks as far as C calls more of its samples turned than of the held-
 Images that look the same when mirrored cannot tell: read `mirrored` beside the row of the held-out images.  A
 training with --mirror mirrors rightly.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import os
 import sys
@@ -30,6 +35,7 @@ from runs import collect                                       # noqa: E402
 
 MAPS = 8                                                       # four quarter turns, mirrored or not
 BATCH = 64                                                     # of the classifier's training
+RANGES = {'samples': '[1, 1e6]', 'steps': '[1, 1e6]'}          # see loop.check_ranges
 
 
 def get_args(argv=None):
@@ -41,6 +47,8 @@ def get_args(argv=None):
     p.add_argument('--samples', type=int, default=1000, help='generated images of each run')
     p.add_argument('--steps', type=int, default=600, help='training steps of the classifier, 64 images each')
     args = p.parse_args(argv)
+    loop.check_ranges(args, RANGES)
+    loop.check_output('--out', args.out, folder=True)
 
     found = []
     for folder in args.runs:
@@ -137,4 +145,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

@@ -9,6 +9,11 @@ nothing else.  The tables are those of report.py, which says what a score and it
 A published number stands beside ours only where data, features, samples, reference and schedule are the same.
 Everywhere else it is grey, and what differs is named.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
+
 import argparse
 import collections
 import os
@@ -38,7 +43,9 @@ def get_args(argv=None):
     if not os.path.isfile(args.rows):
         loop.refuse(f'--rows {args.rows}: no such file; make it with '
                     f'python paper/experiments.py {args.name} > {args.rows}')
-    args.out = args.out or f'runs/report/{args.name}'
+    if args.out is None:
+        args.out = f'runs/report/{args.name}'
+    loop.check_output('--out', args.out, folder=True)
     return args
 
 
@@ -93,7 +100,7 @@ def lack_notes(rows):
 
 def experiment_page(args):
     """The lines of the page, and those of its tables."""
-    with open(args.rows) as f:
+    with open(args.rows, errors='replace') as f:
         rows = expected_rows(args.name, f)
     os.makedirs(args.out, exist_ok=True)
     runs, notes = add_points(rows)
@@ -139,4 +146,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    main(get_args())
+    loop.script(main, get_args)

@@ -114,8 +114,9 @@ def test_digest_sees_every_number_and_name():
 
 
 def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, capsys):
-    files = {'last': {'G': 1, 'D': 1}, 'best': {'E': 1}, 'ticket': {'init': 1, 'mask': 1}, 'list': [1],
-             'code': {'init': 1, 'mask': np.float64(1)}}
+    pair = {'G': {}, 'D': {}}
+    files = {'last': pair, 'best': {'E': {}}, 'ticket': {'init': pair, 'mask': pair}, 'list': [1],
+             'code': {'init': pair, 'mask': np.float64(1)}}
     for name, saved in files.items():
         torch.save(saved, tmp_path / f'{name}.pt')
     (tmp_path / 'text.pt').write_text('hello')

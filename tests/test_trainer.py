@@ -1,7 +1,6 @@
 """gan.py and trainer.py: updates against a plain loop, Eqs. 3-6 in closed form, flags, classes, widths."""
 import contextlib
 import copy
-import functools
 import itertools
 from argparse import Namespace
 
@@ -411,12 +410,11 @@ def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
 def test_the_best_generator_is_that_of_the_lowest_choosing_half_and_keeps_its_record(tmp_path):
     run = Namespace(model='sngan', rank=0, args=Namespace(seed=0), path=lambda name: f'{tmp_path}/{name}')
     run.say = print
-    run.append = functools.partial(loop.Run.append, run)
     net, best = torch.nn.Linear(1, 1, bias=False), []
     for run.step, choose in ((1, 5.), (2, 3.), (3, 4.), (4, 2.), (5, 9.)):
         net.weight.data.fill_(run.step)
         scores = [{'FID': {'choose': choose + d, 'report': 7., 'all': 8.}, 'is': (d, 0.)} for d in (-1., 1.)]
-        trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}})
+        trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}, 'D': {}})
         saved = loop.load(tmp_path / 'best.pt')
         assert saved['E']['weight'].item() == saved['step'] == saved['score']['step']
         best.append(saved['step'])
