@@ -381,7 +381,7 @@ def beside(path):
 
     Several processes may write it at a time. A device, such as /dev/null, is not replaced. Raises OSError.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if is_device(path):
         with open(path, 'wb') as file:
             yield file
         return
@@ -395,6 +395,11 @@ def beside(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(part)                                 # where it was not renamed
+
+
+def is_device(path):
+    """Whether a path is a device that takes what is written, such as /dev/null."""
+    return os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
 
 
 def check_regular(path):
@@ -1657,11 +1662,23 @@ def check_request(args):
         refuse('--metrics is does without --ref: drop it')
 
     for path in filter(None, (args.json, args.sheet, args.save_stats)):
-        if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
+        if not is_place(path):
             refuse(f'{path} cannot be written: name a file in a folder that is there, on a disk that can be '
                    'written')
     if args.save_stats and not args.save_stats.endswith('.npz'):
         refuse(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
+
+
+def is_place(path):
+    """Whether a file can be written at a path, or a device such as /dev/null."""
+    if is_device(path):
+        return True
+    if os.path.exists(path) and not os.path.isfile(path):
+        return False
+    folder, name = os.path.split(path)
+    folder = folder or '.'
+    has_room = 0 < len(os.fsencode(name)) < 235             # for the ending that it has while it is written
+    return has_room and os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def start_ranks(device):

@@ -87,7 +87,7 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')  # of PIL; its EP
 MAX_BYTES = 2 ** 28  # of an image file
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, where PIL begins to warn of bombs
 HEIC = ('.heic', '.heif', '.avif')  # skipped, with a word on what to do
-MAX_RES = 8192  # an image of this side has fewer than MAX_PIXELS
+MAX_RES = 4096  # as in RANGES
 
 # The bytes that a scan takes for images, beside its result. Large files are decoded one at a time.
 MAX_DECODED = 2 ** 30  # of one image
@@ -1516,7 +1516,7 @@ def beside(path):
 
     Nobody sees a half of it, not even after a power cut. A device, such as /dev/null, is not replaced.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
         with open(path, 'wb') as f:
             yield f
         return

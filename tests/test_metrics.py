@@ -1043,15 +1043,17 @@ def test_damaged_or_wrong_statistics_must_be_refused(tmp_path, capsys, monkeypat
     mu, sigma, feats = np.zeros(8), np.eye(8), np.random.default_rng(0).normal(size=(5, 8))
     skew = np.triu(np.ones((8, 8)))
     for note, arrays in {
-            'NaN in mu': dict(mu=mu + np.nan, sigma=sigma), 'inf in sigma': dict(mu=mu, sigma=sigma * np.inf),
+            'NaN in mu': dict(mu=mu + np.nan, sigma=sigma), 'inf in sigma': dict(mu=mu, sigma=sigma + np.inf),
             'mu of texts': dict(mu=np.array(['x'] * 8), sigma=sigma), 'complex': dict(mu=mu + 1j, sigma=sigma),
             'a number': dict(mu=np.float64(3), sigma=sigma), 'a row': dict(mu=mu[None], sigma=sigma),
             'another size': dict(mu=mu[:7], sigma=sigma), 'no square': dict(mu=mu, sigma=sigma[:7]),
             'nothing': dict(mu=mu[:0], sigma=sigma[:0, :0]), 'no covariance': dict(mu=mu, sigma=-sigma),
             'no symmetry': dict(mu=mu, sigma=skew), 'objects': dict(mu=np.array([Pickled()]), sigma=sigma),
-            'NaN in feats': dict(mu=mu, sigma=sigma, feats=feats * np.nan), 'other n': dict(mu=mu, sigma=sigma, feats=feats, n=6),
-            'other feats': dict(mu=mu, sigma=sigma, feats=feats[:, :7]), 'n of text': dict(mu=mu, sigma=sigma, n='many'),
-            'n negative': dict(mu=mu, sigma=sigma, n=-3), 'n a list': dict(mu=mu, sigma=sigma, n=[1, 2])}.items():
+            'NaN in feats': dict(mu=mu, sigma=sigma, feats=feats * np.nan),
+            'other n': dict(mu=mu, sigma=sigma, feats=feats, n=6),
+            'other feats': dict(mu=mu, sigma=sigma, feats=feats[:, :7]),
+            'n of text': dict(mu=mu, sigma=sigma, n='many'), 'n negative': dict(mu=mu, sigma=sigma, n=-3),
+            'n a list': dict(mu=mu, sigma=sigma, n=[1, 2])}.items():
         np.savez('bad.npz', **arrays)
         refused(capsys, lambda: metrics.main(['--gen', 'bad.npz', '--ref', 'bad.npz']), '--gen bad.npz cannot be read')
         assert not os.path.exists('was-run'), note
@@ -1087,8 +1089,9 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_must_be_measured_anew(tmp_
 
     def wrong(**values):
         return lambda: np.savez(path, **{**arrays, **values})
-    for damage in (lambda: path.write_bytes(whole[:300]), lambda: path.write_bytes(b''), lambda: path.write_bytes(b'text'),
-                   lambda: path.write_bytes(whole.replace(arrays['mu'].tobytes(), arrays['mu'].tobytes()[::-1])),
+    mu = arrays['mu'].tobytes()
+    for damage in (lambda: path.write_bytes(whole[:300]), lambda: path.write_bytes(b''),
+                   lambda: path.write_bytes(b'text'), lambda: path.write_bytes(whole.replace(mu, mu[::-1])),
                    wrong(mu=arrays['mu'] + 1), wrong(sigma=arrays['sigma'] * 2), wrong(feats=others.features.numpy()),
                    wrong(n=99), wrong(mu=np.zeros(3), sigma=np.eye(3)), wrong(features='another network'),
                    lambda: metrics.save_stats(path, metrics.reference(images[:50], net, keep=True))):
@@ -1122,10 +1125,15 @@ def test_a_full_disk_must_end_in_a_sentence_behind_the_score(built, folders, cap
         error = captured.err.splitlines()[-1]
         assert error.startswith(f'error: {folders / name} cannot be written') and 'disk' in error
     monkeypatch.undo()
-    for path in ('/dev/null', '/dev/stdout'):                       # a device is written to, and stays one
-        with metrics.beside(path) as file:
-            file.write(b'')
-        assert not os.path.isfile('/dev/null') and not os.path.exists(f'{path}.{os.getpid()}.part')
+    with metrics.beside('/dev/null') as file:                       # a device is written to, and stays one
+        file.write(b'x')
+    assert metrics.is_device('/dev/null') and metrics.is_place('/dev/null')
+
+    monkeypatch.chdir(folders)
+    os.mkfifo('pipe')
+    for path in ('pipe', 'gen', 'gen/5.png/x', 'missing/x', 'x' * 300, 'gen/'):
+        refused(capsys, lambda: metrics.get_args(['--gen', 'gen', '--ref', 'ref', '--json', path]), path, 'disk')
+    os.remove('pipe')
 
 
 def test_what_is_no_folder_or_zip_of_images_must_be_named(tmp_path, capsys, monkeypatch):
