@@ -36,6 +36,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
 
 import argparse
+import filecmp
 import functools
 import glob
 import importlib
@@ -258,6 +259,7 @@ def begin(args):
     nets = {'G': G, 'D': D}
     args.identity |= hashes
 
+    check_ticket_file(args)
     rank, _ = loop.world()
     if rank == 0:
         claim_finding(args.out)
@@ -318,6 +320,19 @@ def found_on(args, k):
 def read_ticket(path):
     """A ticket of this finding, or of --like; exits 2 where it is damaged."""
     return loop.read(path, path, 'init', 'mask')
+
+
+def check_ticket_file(args):
+    """Exit 2 where the file of --ticket is not a ticket of this finding, which may replace its own ones alone."""
+    if not os.path.exists(args.ticket):
+        return
+    for own in glob.glob(f'{glob.escape(args.out)}/ticket*.pt'):
+        if filecmp.cmp(args.ticket, own, shallow=False):
+            return
+    other = loop.read(args.ticket, f'--ticket {args.ticket}', 'model', 'args', 'round', 'mask')
+    loop.refuse(f"--ticket {args.ticket} is the ticket of another finding ({other['model']} on "
+                f"{other['args'].get('data')}, round {other['round']}) than of {args.out}: "
+                'name another --ticket, or move that file away')
 
 
 def claim_finding(out):
@@ -499,6 +514,17 @@ def check_with_data(args, device):
         trainer.scores_on(flags, trainer.load_data(flags), device)
 
 
+def say_length(args):
+    """Say how many trainings of what length are still to be done."""
+    left = len(missing(args))
+    count = left
+    if args.method in WITHOUT_TRAINING:
+        count = 0
+    elif args.method != 'imp':
+        count = min(left, 1)
+    loop.say(f'{args.out}: {count} trainings of {args.flags.steps} steps are to be done, for {left} tickets')
+
+
 def main(args):
     """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
@@ -506,6 +532,7 @@ def main(args):
     device = loop.launch(args.flags)
     check_with_data(args, device)
     begin(args)
+    say_length(args)
     if args.method == 'imp':
         iterative_pruning(args)
     elif missing(args):                               # else nothing is trained again
