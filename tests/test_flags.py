@@ -76,15 +76,18 @@ def test_ranges_hold_the_values_of_every_preset():
 
 def test_an_interval_has_the_ends_that_it_says():
     for interval, inside, outside in (
-            ('[0, 1)', [0, 0., .999], [-1e-9, 1, 1.5]), ('(0, inf)', [1e-300, 10 ** 400], [0, float('inf'), -1]),
-            ('[1, 1e12]', [1, 10 ** 12], [0, 10 ** 12 + 1]), ('(-inf, inf)', [-1e300, 0], [float('-inf')])):
+            ('[0, 1)', [0, 0., .999], [-1e-9, 1, 1.5]),
+            ('(0, inf)', [1e-300, 10 ** 400], [0, float('inf'), -1]),
+            ('[1, 1e12]', [1, 10 ** 12], [0, 10 ** 12 + 1]),
+            ('(-inf, inf)', [-1e300, 0], [float('-inf')])):
         assert all(loop.lies_within(number, interval) for number in inside), interval
         assert not any(loop.lies_within(number, interval) for number in [*outside, float('nan')]), interval
 
 
-# What the scripts took before, or ended in a traceback on: flags of a tiny SNGAN.  Networks: two tables below.
+# Flags that say nothing, beside those of a tiny training, and words of the sentence
 NONSENSE = [
-    ('--lecam -1', '--lecam -1.0 is out of range: use a number in (0, inf)'), ('--margin -1', '--margin -1.0'),
+    ('--lecam -1', '--lecam -1.0 is out of range: use a number in (0, inf)'),
+    ('--margin -1', '--margin -1.0'), ('--margin nan', '--margin nan'),
     ('--lecam 0', '--lecam 0.0'), ('--lecam 1 --lecam-decay 1', '--lecam-decay 1.0'),
     ('--seed -1', '--seed -1'), ('--data-seed -1', '--data-seed -1'), ('--adam-eps nan', '--adam-eps nan'),
     ('--betas .5 nan', '--betas nan'), ('--holdout 0', '--holdout 0'),
