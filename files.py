@@ -165,14 +165,14 @@ def load(path):
     Raises Damaged where a bit has changed (by the checksums of the zip format, which torch.load does not look
     at), where the file is another program's, where a tensor is not finite, and where a part has not the form
     that FORMS says."""
-    if os.path.isfile(path) and not zipfile.is_zipfile(path):
-        raise Damaged(f'{path} is not a file of torch.save, or not a whole one')
     try:
         with zipfile.ZipFile(path) as f:
             changed = f.testzip()
         value = None if changed else torch.load(path, map_location='cpu', weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
+    except zipfile.BadZipFile as e:
+        raise Damaged(f'{path} is not a file of torch.save, or not a whole one ({reason(e)})') from e
     except Exception as e:                            # a damaged zip or pickle raises errors of every kind
         raise Damaged(f'{path} is damaged, or holds more than tensors and plain values ({reason(e)})') from e
     if changed:

@@ -57,6 +57,7 @@ OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'e
 # Defaults of the flags that --method random-layers refuses, because the --like ticket decides
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
+ROUND = r'round\d+|early'                             # the names of the directories of trainings
 WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
 
@@ -259,7 +260,7 @@ def begin(args):
 
     rank, _ = loop.world()
     if rank == 0:
-        loop.claim(args.out)
+        claim_finding(args.out)
         if args.flags.restart:
             clear_finding(args.out)
     loop.barrier()
@@ -319,6 +320,14 @@ def read_ticket(path):
     return loop.read(path, path, 'init', 'mask')
 
 
+def claim_finding(out):
+    """Hold the directory of a finding and those of its rounds; exit 2 where another process writes there."""
+    loop.claim(out)
+    for name in os.listdir(out):
+        if re.fullmatch(ROUND, name):
+            loop.claim(f'{out}/{name}')
+
+
 def clear_finding(out):
     """Remove the tickets and rounds of an earlier finding, and nothing else that lies there."""
     if not os.path.exists(f'{out}/args.json'):
@@ -326,8 +335,7 @@ def clear_finding(out):
     for name in os.listdir(out):
         if re.fullmatch(r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json', name):
             os.remove(f'{out}/{name}')
-        elif re.fullmatch(r'round\d+|early', name):
-            loop.claim(f'{out}/{name}')               # exits 2 while a training writes there
+        elif re.fullmatch(ROUND, name):
             shutil.rmtree(f'{out}/{name}')
             files.free(f'{out}/{name}')
 

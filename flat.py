@@ -242,12 +242,12 @@ class Flat:
         return {'step': int(state['step']), 'm': m, 'v': v}
 
     def load_moments(self, saved):
-        """Take over what `moments` returned."""
+        """Take over what `moments` returned.  Raises KeyError where it lacks a parameter."""
         if not saved['step']:
             return
         m = torch.zeros_like(self.w.data)
         v = torch.zeros_like(self.w.data)
-        for name in saved['m']:
+        for name in self.layout:
             self.view(m, name).copy_(saved['m'][name])
             self.view(v, name).copy_(saved['v'][name])
         step = torch.tensor(float(saved['step']), device=self.w.device)

@@ -26,7 +26,6 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -36,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import files
 import loop
 import metrics
 from data import images
@@ -198,8 +198,9 @@ def chosen_classes(args, saved):
     names = []
     path = os.path.join(os.path.dirname(args.source), 'subset.json')
     if os.path.exists(path):
-        with open(path) as f:
-            names = json.load(f)['classes']
+        names = files.read_json(path, classes=list)['classes']
+        if len(names) != count or not all(isinstance(name, str) for name in names):
+            raise files.Damaged(f'{path} is damaged (it does not name {count} classes)')
     chosen = loop.shown(count).tolist()
     if args.classes:
         chosen = parse_numbers('--classes', args.classes, names)
@@ -499,8 +500,7 @@ def load_training_set(args, saved):
     a = dict(saved['args'])
     path = os.path.join(args.nearest, 'args.json')
     if args.nearest and os.path.exists(path):
-        with open(path) as f:
-            a = json.load(f)['args']
+        a = files.read_json(path, args=dict)['args']
     elif args.nearest:
         a |= {'data': args.nearest, 'frac': 1., 'holdout': None, 'ref': 'auto', 'classes': 0}
 

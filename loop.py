@@ -196,7 +196,7 @@ def flag(args, name):
 # ---- the process: how a command begins and ends, ranks, device, precision, signals
 
 def script(main, get_args):
-    """Run main(get_args()) as a command, and exit.
+    """Run main(get_args()) as a command, and exit where it does not succeed.
 
     What the user, the terminal, the disk or a damaged file ends, ends in a sentence and not in a traceback:
     2 for a damaged file and for too little memory, 3 for numbers that are not finite, 1 for the disk, 130 for
@@ -236,7 +236,8 @@ def script(main, get_args):
     except OSError:
         mute()
         code = code or 128 + CLOSED
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def says_memory_is_short(e):

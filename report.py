@@ -35,7 +35,7 @@ from scipy.special import stdtrit
 
 import loop
 import prune
-from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, protocol_key, protocol_words,
+from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, damage, protocol_key, protocol_words,
                   read_run, sample_grid, ticket_masks, trainings_before)
 
 # Further scores of a record: title, entry in the protocol, factor, digits.
@@ -428,9 +428,11 @@ def kind_lines(runs, out, heading, tag):
 def folder_page(args):
     """The lines of the page of everything below a folder, and those of its tables. Exits 2 without a run."""
     runs = collect(args.runs)
+    damaged = damage(args.runs)
     if not runs:
-        loop.refuse(f'{args.runs}: no run with a log line below it; train something first, or name another '
-                    'folder')
+        nothing = (f'{args.runs}: no run with a log line below it; train something first, or name another '
+                   'folder')
+        loop.refuse('; '.join([*damaged, nothing]))
     os.makedirs(args.out, exist_ok=True)
 
     # The tables, which are printed, too.
@@ -439,6 +441,8 @@ def folder_page(args):
     unscored = [run['path'] for run in runs if not run['scores']]
     if unscored:
         lines += [f"No scores yet: {', '.join(unscored)}.", '']
+    if damaged:
+        lines += ['Damaged, and left out:', '', *(f'- {sentence}' for sentence in damaged), '']
 
     # Below them samples and curves.
     page = ['# Runs', '', *lines]

@@ -7,7 +7,8 @@ Use:
     for name, figure, caption in runs.curves(runs.collect('runs')):
         figure.savefig(name)
 
-Reads args.json, log.jsonl, metrics.jsonl, samples and tickets.  What is missing, cut off or torn is left out.
+Reads args.json, log.jsonl, metrics.jsonl, samples and tickets.  What is missing, cut off or torn is left out;
+`damage` names the files that are damaged.
 
 A run is a dict:
     path      its directory
@@ -29,16 +30,16 @@ A finding is what one command of find_ticket.py makes, a dict:
     like, init_from     the ticket and the checkpoint that it starts from, or None
 """
 import contextlib
+import functools
 import glob
 import json
 import os
-import pickle
 import re
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-import loop
+import files
 
 try:
     import matplotlib
@@ -68,7 +69,7 @@ if CAN_DRAW:
 
 def read_json(path):
     """The value of a JSON file, None where there is no whole file."""
-    with contextlib.suppress(OSError, ValueError), open(path) as f:
+    with contextlib.suppress(OSError, ValueError, RecursionError), open(path) as f:
         return json.load(f)
 
 
@@ -78,24 +79,57 @@ def read_records(path):
     if os.path.isfile(path):
         with open(path, errors='replace') as f:
             for line in f:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     records.append(json.loads(line))
-    return [r for r in records if isinstance(r, dict) and 'step' in r]
+    return [r for r in records if isinstance(r, dict) and files.is_count(r.get('step'))]
+
+
+def damage(folder):
+    """Sentences on the damaged files of the runs and findings below a folder.  A torn last line is no damage."""
+    found = []
+    for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
+        directory = os.path.dirname(path)
+        checks = {
+            'args.json': check_args,
+            'subset.json': functools.partial(files.read_json, fingerprint=str, index=list),
+            'log.jsonl': files.read_jsonl,
+            'metrics.jsonl': files.read_jsonl}
+        for name, check in checks.items():
+            try:
+                check(f'{directory}/{name}')
+            except FileNotFoundError:
+                continue                              # a finding has only args.json
+            except files.Damaged as e:
+                found.append(str(e))
+    return found
+
+
+def check_args(path):
+    """Raise files.Damaged where an args.json is neither that of a run nor that of a finding."""
+    saved = files.read_json(path, identity=dict)
+    if 'args' in saved and not read_run(os.path.dirname(path)):
+        raise files.Damaged(f'{path} is damaged (it lacks flags of a training)')
 
 
 def ticket_masks(path):
     """{G, D} -> {parameter name: mask} of a ticket file, None where there is no whole file."""
-    with contextlib.suppress(OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
-        return loop.load(path)['mask']
+    with contextlib.suppress(OSError, KeyError, files.Damaged):
+        return files.load(path)['mask']
 
 
 # ---- runs
 
 def read_run(directory):
-    """The run in a directory, None where there is no whole args.json."""
-    saved = read_json(f'{directory}/args.json')
-    if not saved or 'args' not in saved:
+    """The run in a directory, None where there is no whole args.json of a training."""
+    try:
+        saved = files.read_json(f'{directory}/args.json', identity=dict, args=dict)
+        return described(directory, saved)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):         # Damaged is a ValueError
         return None
+
+
+def described(directory, saved):
+    """The run in a directory; saved: what args.json holds."""
     flags = saved['args']
     versions = saved.get('versions', {})
     log = read_records(f'{directory}/log.jsonl')

@@ -507,6 +507,7 @@ class Training:
         self.over = self.run.done and (has_score(self.run) or not extractor)
         if self.over:
             self.run.say(f'{self.run.out}: finished at step {self.run.step}')
+            files.free(self.run.out)
             return
 
         self.held = None                              # batches of held-out images, for ADA's r_v
@@ -609,8 +610,9 @@ class Training:
         self.observer.observe()
 
     def finish(self):
-        """Save the last checkpoint; returns the trained G and D."""
+        """Save the last checkpoint, and leave the directory to others; returns the trained G and D."""
         self.run.save(self.nets, self.sums, self.state, done=True)
+        files.free(self.run.out)
         return self.trained
 
 

@@ -291,12 +291,16 @@ def poisoned_run(bench, keys, pattern, value):
             return
         os.remove(f'{where}/run/metrics.jsonl')                # so that a score falls due
         r = bench.run(command, where, 120)
-        if command == RESUME and r.code == 0:                  # the checkpoint before was used
-            found = problems(r, [0], [r'last\S*\.pt'])
-            found += differs(functools.partial(picked, f'{where}/run/last.pt'), bench.prepared.third['last.pt'])
+        made = ['grid.png', 'ticket.pt', 'f/ticket1.pt', 'run/metrics.jsonl']
+        if '--out run' in command and r.code == 0:             # the checkpoint before was used
+            found = problems(r, [0], [r'last-1\.pt'])
+            made.remove('run/metrics.jsonl')
+            if command == RESUME:
+                right = bench.prepared.third['last.pt']
+                found += differs(functools.partial(picked, f'{where}/run/last.pt'), right)
         else:
             found = problems(r, [2, 3])
-        for file in ('grid.png', 'ticket.pt', 'f/ticket1.pt', 'run/metrics.jsonl'):
+        for file in made:
             if os.path.exists(f'{where}/{file}') and os.path.getsize(f'{where}/{file}'):
                 found.append(f'{file} was made')
         note = f'last.pt {"/".join(keys)} {pattern} has {value}'

@@ -21,7 +21,7 @@ ARROWS = {
     'advaug': set(), 'augment': set(), 'losses': set(), 'prune': set(), 'metrics': set(),
     'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(),
     'generate': {'flat', 'loop', 'files', *LEAVES},
-    'runs': {'loop', 'files', *LEAVES},
+    'runs': {'files', *LEAVES},
     'report': {'runs', 'loop', 'files', *LEAVES},
 }
 COMMON_NAMES = {'forward', 'backward', 'split', 'stages', 'state', 'load', 'main', 'get_args', 'build',

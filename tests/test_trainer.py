@@ -414,7 +414,7 @@ def test_the_best_generator_is_that_of_the_lowest_choosing_half_and_keeps_its_re
     for run.step, choose in ((1, 5.), (2, 3.), (3, 4.), (4, 2.), (5, 9.)):
         net.weight.data.fill_(run.step)
         scores = [{'FID': {'choose': choose + d, 'report': 7., 'all': 8.}, 'is': (d, 0.)} for d in (-1., 1.)]
-        trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}})
+        trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}, 'D': {}})
         saved = loop.load(tmp_path / 'best.pt')
         assert saved['E']['weight'].item() == saved['step'] == saved['score']['step']
         best.append(saved['step'])
