@@ -53,7 +53,7 @@ RANGES = {
     'ema_start': '[0, 1e12]',
     'slim': '(0, inf)',
     'eval_every': '[1, 1e12]',
-    'eval_samples': '[10, 1e9]',
+    'eval_samples': '[10, 1e7]',
     'eval_repeats': '[1, 1000]'}
 
 

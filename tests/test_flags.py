@@ -2,8 +2,10 @@
 import argparse
 import os
 
+import numpy as np
 import pytest
-from helpers import TINY, all_refused, parsed, script
+import torch
+from helpers import TINY, all_refused, parsed, refused, script
 
 import find_ticket
 import generate
@@ -114,6 +116,18 @@ def test_numbers_without_meaning_and_networks_without_room_are_refused(model, ta
     all_refused(capsys, lambda flags: parsed(model, *flags), [(line.split(), words) for line, words in table])
 
 
+def short_on_a_gpu(args):
+    raise torch.OutOfMemoryError
+
+
+def test_what_the_memory_cannot_hold_ends_a_script_in_a_sentence_and_other_mistakes_show(capsys):
+    for main in (lambda args: torch.empty(10 ** 15), lambda args: np.empty(10 ** 15), lambda args: [0] * 10 ** 15,
+                 short_on_a_gpu):
+        refused(capsys, lambda main=main: loop.script(main, lambda: None), 'memory', '--batch-gpu', '--seeds')
+    with pytest.raises(RuntimeError, match='size of tensor a'):
+        loop.script(lambda args: torch.ones(2) + torch.ones(3), lambda: None)
+
+
 # ---- places
 
 PLACES = [                                   # script, flag, whether it names a folder
@@ -122,7 +136,7 @@ PLACES = [                                   # script, flag, whether it names a 
     ('generate', '--each', True), ('generate', '--out', False),
     ('report', '--out', True), ('leak', '--out', True), ('page', '--out', True)]
 UNUSABLE = ['', 'file/x', 'pipe', 'pipe/x', '/dev/null/x', '/proc/none/x',
-            'n' * 300, 'x/' + 'n' * 300, 'x/' * 2000, 'a\nb', 'a\0b', '\udcff']
+            'file/../x', 'n' * 300, 'x/' + 'n' * 300, 'x/' * 2000, 'a\nb', 'a\0b', '\udcff']
 
 
 @pytest.fixture
@@ -163,10 +177,13 @@ def test_a_place_on_a_disk_that_is_read_only_is_refused_and_others_are_not(place
     all_refused(capsys, lambda flags: loop.check_output('--out', 'new', True), [([], words)])
 
 
-def test_a_ticket_in_the_place_of_the_finding_is_refused(place, capsys):
+def test_a_ticket_in_the_place_of_a_file_of_the_finding_is_refused(place, capsys):
     get_args, words = SCRIPTS['find_ticket']
     all_refused(capsys, get_args, [
-        ([*words, '--out', 'a/b', '--ticket', ticket], '--ticket') for ticket in ('a', 'a/b', './a/b')])
+        ([*words, '--out', 'a/b', '--ticket', ticket], f'--ticket {ticket}')
+        for ticket in ('a', 'a/b', './a/b', 'a/b/ticket0.pt', 'a/b/args.json', 'missing/', '.')])
+    for ticket in ('a/b.pt', 'a/b/t.pt', 'a/b/ticket1.pt'):
+        assert get_args([*words, '--out', 'a/b', '--ticket', ticket]).ticket == ticket
 
 
 def test_a_device_that_is_not_there_is_refused(place, monkeypatch, capsys):
