@@ -89,6 +89,7 @@ def test_an_interval_has_the_ends_that_it_says():
 # Flags that say nothing, beside those of a tiny training, and words of the sentence
 NONSENSE = [
     ('--lecam -1', '--lecam -1.0 is out of range: use a number in (0, inf)'),
+    ('--mask=', "--mask '' is empty"), ('--init-from=', "--init-from '' is empty"),
     ('--margin -1', '--margin -1.0'), ('--margin nan', '--margin nan'),
     ('--lecam 0', '--lecam 0.0'), ('--lecam 1 --lecam-decay 1', '--lecam-decay 1.0'),
     ('--seed -1', '--seed -1'), ('--data-seed -1', '--data-seed -1'), ('--adam-eps nan', '--adam-eps nan'),
@@ -184,6 +185,11 @@ def test_a_ticket_in_the_place_of_a_file_of_the_finding_is_refused(place, capsys
         for ticket in ('a', 'a/b', './a/b', 'a/b/ticket0.pt', 'a/b/args.json', 'missing/', '.')])
     for ticket in ('a/b.pt', 'a/b/t.pt', 'a/b/ticket1.pt'):
         assert get_args([*words, '--out', 'a/b', '--ticket', ticket]).ticket == ticket
+
+
+def test_the_empty_name_is_no_folder_of_runs(capsys):
+    all_refused(capsys, report.get_args, [([''], "RUNS ''")])
+    all_refused(capsys, leak.get_args, [(['runs', ''], "RUNS ''")])
 
 
 def test_a_device_that_is_not_there_is_refused(place, monkeypatch, capsys):
