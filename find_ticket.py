@@ -59,6 +59,7 @@ OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'e
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
 ROUND = r'round\d+|early'                             # the names of the directories of trainings
+OWN_FILES = r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json'        # in --out, beside the rounds
 WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
 
@@ -348,7 +349,7 @@ def clear_finding(out):
     if not os.path.exists(f'{out}/args.json'):
         return
     for name in os.listdir(out):
-        if re.fullmatch(r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json', name):
+        if re.fullmatch(OWN_FILES, name):
             os.remove(f'{out}/{name}')
         elif re.fullmatch(ROUND, name):
             shutil.rmtree(f'{out}/{name}')
@@ -390,8 +391,7 @@ def get_args(argv=None):
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
     args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
-    if trainer.lies_in(args.out, args.ticket):
-        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
+    check_ticket(args)
     return args
 
 
@@ -489,6 +489,17 @@ def check_rounds(args):
             if left < len(sizes):
                 loop.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
                             'use a smaller rho, or fewer rounds')
+
+
+def check_ticket(args):
+    """Refuse a --ticket in the place of the directory, or of another file of this finding."""
+    if trainer.lies_in(args.out, args.ticket):
+        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
+    folder, name = os.path.split(os.path.realpath(args.ticket))
+    is_last = name == f'ticket{args.rounds}.pt'
+    if folder == os.path.realpath(args.out) and re.fullmatch(OWN_FILES, name) and not is_last:
+        loop.refuse(f'--ticket {args.ticket} is a file that the finding in --out {args.out} needs: '
+                    'use another name')
 
 
 def adopt_rounds(args):

@@ -976,6 +976,7 @@ def test_progress_must_be_said_every_five_seconds(capsys, monkeypatch):
 @pytest.mark.parametrize('wrong, says', [
     ({'--gen': 'empty'}, '0 images'), ({'--ref': 'missing'}, 'does not exist'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
     ({'--gen': 'one'}, '1 images'), ({'--json': 'nowhere/x'}, 'cannot be written'), ({'--ref': 'void.npz'}, 'cannot'),
+    *(({'--json': place}, '--json') for place in ('/etc/passwd/x', 'n' * 250, '/dev/none', '/dev', '.')),
     ({'--save-stats': 'x'}, '.npz'), ({'--k': '4', '--features': 'effnet'}, 'is for --metrics prdc'),
     ({'--gen': 'stats.npz', '--eval-samples': '5', '--features': 'effnet'}, 'nothing to choose'),
     ({'--protocol': 'cifar', '--ref': None}, '--ref is missing'), ({'--eval-samples': '0'}, '--eval-samples 0'),
