@@ -162,6 +162,9 @@ def read_numbers(args):
             setattr(args, name, parse_numbers(flag, text))
     if args.mix:
         args.mix = [parse_numbers('--mix', text) for text in args.mix]
+        if len(args.mix[0]) * len(args.mix[1]) > MOST_NUMBERS:
+            loop.refuse(f'--mix: {len(args.mix[0])} times {len(args.mix[1])} images are too many: '
+                        f'name at most {MOST_NUMBERS:,}')
     if args.interpolate and len(args.interpolate) < 2:
         loop.refuse('--interpolate: one seed makes no loop, name two or more')
 
@@ -191,7 +194,7 @@ def chosen_classes(args, saved):
     """{class: name} as --classes asks for, by the run's subset.json; {} for an unconditional network."""
     count = saved['args'].get('classes') or 0
     if not count:
-        if args.classes:
+        if args.classes is not None:
             loop.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
         return {}
 
@@ -202,7 +205,7 @@ def chosen_classes(args, saved):
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise files.Damaged(f'{path} is damaged (it does not name {count} classes)')
     chosen = loop.shown(count).tolist()
-    if args.classes:
+    if args.classes is not None:
         chosen = parse_numbers('--classes', args.classes, names)
     if max(chosen) >= count:
         loop.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')

@@ -398,8 +398,9 @@ def beside(path):
 
 
 def is_device(path):
-    """Whether a path is a device that takes what is written, such as /dev/null."""
-    return os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
+    """Whether a path is a device that takes what is written, such as /dev/null, or lies in /dev."""
+    in_dev = os.path.dirname(path) == '/dev'
+    return in_dev or os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
 
 
 def check_regular(path):
@@ -1661,24 +1662,23 @@ def check_request(args):
     if args.ref and not needs_ref:
         refuse('--metrics is does without --ref: drop it')
 
-    for path in filter(None, (args.json, args.sheet, args.save_stats)):
-        if not is_place(path):
-            refuse(f'{path} cannot be written: name a file in a folder that is there, on a disk that can be '
-                   'written')
+    for flag, path in (('--json', args.json), ('--sheet', args.sheet), ('--save-stats', args.save_stats)):
+        if path is not None and not can_be_written(path):
+            refuse(f'{flag} {path} cannot be written: name a file in a folder that is there, on a disk that can '
+                   'be written')
     if args.save_stats and not args.save_stats.endswith('.npz'):
         refuse(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
 
 
-def is_place(path):
-    """Whether a file can be written at a path, or a device such as /dev/null."""
-    if is_device(path):
-        return True
-    if os.path.exists(path) and not os.path.isfile(path):
-        return False
+def can_be_written(path):
+    """Whether a file can be written at a path: in a folder that is there, anew or over a file; or a device."""
     folder, name = os.path.split(path)
     folder = folder or '.'
-    has_room = 0 < len(os.fsencode(name)) < 235             # for the ending that it has while it is written
-    return has_room and os.path.isdir(folder) and os.access(folder, os.W_OK)
+    if folder == '/dev':
+        return os.path.exists(path) and not os.path.isdir(path)
+    is_short = 0 < len(os.fsencode(name)) <= 200            # of 255 bytes, for .part and the like
+    is_free = os.path.isfile(path) or not os.path.lexists(path)
+    return is_short and is_free and os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def start_ranks(device):

@@ -166,9 +166,11 @@ def get_args(argv=None):
     if args.transfer == 'freezed':
         check_frozen_layers(args)
     if args.classes != classes:
-        loop.refuse(f'--{"" if classes else "no-"}cond: {trainer.origin_flag(args)} has '
-                    f'{args.classes or "no"} classes, --data {args.data} has {classes or "none"}: '
-                    'use another file, or other data')
+        origin = f'{trainer.origin_flag(args)} has {args.classes or "no"} classes'
+        if not classes:
+            loop.refuse(f'--no-cond: {origin}: add --cond, or start from another file')
+        loop.refuse(f'--cond: {origin}, --data {args.data} has {classes}: start from another file, or '
+                    'use other data')
     return args
 
 

@@ -53,7 +53,7 @@ RANGES = {
     'ema_start': '[0, 1e12]',
     'slim': '(0, inf)',
     'eval_every': '[1, 1e12]',
-    'eval_samples': '[10, 1e9]',
+    'eval_samples': '[10, 1e7]',
     'eval_repeats': '[1, 1000]'}
 
 
@@ -139,10 +139,13 @@ def add_score_flags(group, experiments):
 
 
 def as_typed(p, argv, ranges=None):
-    """The flags as typed, before any preset.  Exits 2 on numbers out of range.
+    """The flags as typed, before any preset.  Exits 2 on numbers out of range and on empty words.
 
     ranges: those of the script's own flags."""
     given, _ = p.parse_known_args(argv)
+    for name, value in vars(given).items():
+        if value == '':                               # such as of a variable of the shell that is not set
+            loop.refuse(f"--{name.replace('_', '-')} '' is empty: give a value, or leave it out")
     loop.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
                       metrics.RANGES, loop.RANGES, ranges or {})
     return given

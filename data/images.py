@@ -1092,9 +1092,10 @@ def open_image(data):
     """The PIL image in these bytes, not decoded yet. Raises ValueError on too many pixels, or none."""
     im = Image.open(io.BytesIO(data), formats=FORMATS)
     most = min(MAX_PIXELS, MAX_DECODED // bytes_per_pixel(im))
-    if not 0 < im.width * im.height <= most:
-        raise ValueError(f'{im.width} x {im.height} pixels are too {"many" if im.width else "few"}, '
-                         f'the limit is {most:,}')
+    n = im.width * im.height
+    if not 0 < n <= most:
+        count = 'many' if n else 'few'
+        raise ValueError(f'{im.width} x {im.height} pixels are too {count}, the limit is {most:,}')
     return im
 
 
@@ -1446,6 +1447,8 @@ def open_split(path, about, info):
         if 'sums' in about:
             path = f'{folder}/{about["sums"]}'
             values = load_sealed(path, about)
+            if values.shape != (n,) or values.dtype != np.uint32:
+                raise ValueError(f'it does not hold the sums of {n} images')
             sums = RowSums(f'{folder}/{os.path.basename(base.filename)}', values)
     except Exception as e:  # on a damaged header, numpy raises exceptions of every type
         refuse_damaged(path, e)
@@ -1516,7 +1519,8 @@ def beside(path):
 
     Nobody sees a half of it, not even after a power cut. A device, such as /dev/null, is not replaced.
     """
-    if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
+    in_dev = os.path.dirname(path) == '/dev'  # where /dev/stdout is a link to a file
+    if in_dev or os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
         with open(path, 'wb') as f:
             yield f
         return

@@ -976,6 +976,7 @@ def test_progress_must_be_said_every_five_seconds(capsys, monkeypatch):
 @pytest.mark.parametrize('wrong, says', [
     ({'--gen': 'empty'}, '0 images'), ({'--ref': 'missing'}, 'does not exist'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
     ({'--gen': 'one'}, '1 images'), ({'--json': 'nowhere/x'}, 'cannot be written'), ({'--ref': 'void.npz'}, 'cannot'),
+    *(({'--json': place}, '--json') for place in ('/etc/passwd/x', 'n' * 250, '/dev/none', '/dev', '.')),
     ({'--save-stats': 'x'}, '.npz'), ({'--k': '4', '--features': 'effnet'}, 'is for --metrics prdc'),
     ({'--gen': 'stats.npz', '--eval-samples': '5', '--features': 'effnet'}, 'nothing to choose'),
     ({'--protocol': 'cifar', '--ref': None}, '--ref is missing'), ({'--eval-samples': '0'}, '--eval-samples 0'),
@@ -1127,7 +1128,7 @@ def test_a_full_disk_must_end_in_a_sentence_behind_the_score(built, folders, cap
     monkeypatch.undo()
     with metrics.beside('/dev/null') as file:                       # a device is written to, and stays one
         file.write(b'x')
-    assert metrics.is_device('/dev/null') and metrics.is_place('/dev/null')
+    assert metrics.is_device('/dev/null') and os.path.exists('/dev/null')
 
     monkeypatch.chdir(folders)
     os.mkfifo('pipe')
