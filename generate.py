@@ -62,7 +62,7 @@ RANGES = {
     'truncation_cutoff': '[1, 100]',
     'psi': '[-100, 100]'}
 MOST_NUMBERS = 10 ** 6                        # in a list such as 0-63
-LARGEST_NUMBER = 10 ** 18                     # of them: seeds have 63 bits
+MOST_DIGITS = 18                              # of one of them, because a seed has 63 bits
 
 FRAMES_PER_SECOND = 20
 SHEET_ROWS = 16
@@ -176,8 +176,8 @@ def parse_numbers(flag, text, names=()):
         low, _, high = item.partition('-')
         high = high or low
         digits = low.isdecimal() and high.isdecimal()
-        if digits and max(len(low), len(high)) > len(str(LARGEST_NUMBER)):
-            loop.refuse(f'{flag} {text}: numbers go up to {LARGEST_NUMBER:,}')
+        if digits and max(len(low), len(high)) > MOST_DIGITS:
+            loop.refuse(f'{flag} {text}: use numbers of at most {MOST_DIGITS} digits')
         if digits and int(low) <= int(high):
             if int(high) - int(low) + len(found) >= MOST_NUMBERS:
                 loop.refuse(f'{flag} {text} are too many: name at most {MOST_NUMBERS:,}')

@@ -799,7 +799,7 @@ class Run:
             files.write_json(self.path('args.json'), {
                 'command': command(), 'identity': same,
                 'args': vars(args), 'versions': versions(self.device)})
-        self.say(f'{self.out}: {json.dumps(vars(args))}')
+        self.say(f'{self.out}: all settings are in args.json')
 
     def path(self, name):
         """The path of a file of this run."""

@@ -64,7 +64,7 @@ def parser(description):
     return argparse.ArgumentParser(
         description=description,
         usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
-        epilog='A preset replaces some of the defaults above.  Every run prints the values that it uses.',
+        epilog='A preset replaces some of the defaults above.  All values that a run uses are in its args.json.',
         allow_abbrev=False,
         formatter_class=metrics.HelpFormatter)
 
@@ -545,8 +545,10 @@ class Training:
             self.nets[name].freeze(names)
 
     def describe_data(self):
-        """Write reals.png and subset.json; print the report, and whether the ticket is of other images."""
+        """Write reals.png and subset.json; print the settings that matter first, the report of the data, and
+        whether the ticket is of other images."""
         run, args, data = self.run, self.args, self.data
+        run.say(settings(run.model, args, self.device))
         for line in data.report:
             run.say(line)
         if args.mask:
@@ -613,10 +615,25 @@ class Training:
         self.observer.observe()
 
     def finish(self):
-        """Save the last checkpoint, and leave the directory to others; returns the trained G and D."""
+        """Save the last checkpoint, leave the directory to others, and say what to do next; returns G and D."""
         self.run.save(self.nets, self.sums, self.state, done=True)
         files.free(self.run.out)
+        out = self.run.out
+        self.run.say(f'{out}: finished at step {self.run.step}.  Next: python generate.py {out}, or '
+                     f'python report.py {os.path.dirname(out) or "."}')
         return self.trained
+
+
+def settings(model, args, device):
+    """The settings of a training that people ask for first, as one line."""
+    images_seen = args.steps * args.batch * args.d_steps
+    methods = [f'--aug {args.aug}', f'--advaug {args.advaug}']
+    for name in ('lecam', 'mask', 'init_from', 'small_dense'):
+        if getattr(args, name):
+            methods.append(loop.flag(args, name))
+    where = 'the CPU' if device.type == 'cpu' else str(device)
+    return (f'{model} at {args.res} px, --preset {args.preset}: {args.steps} steps, in which D sees {images_seen:,} '
+            f'real images, {args.batch} a batch; {" ".join(methods)}; {args.precision} on {where}, seed {args.seed}')
 
 
 def stateful_parts(args, device):
