@@ -931,6 +931,10 @@ def pooled(a, b):
 
 # ---- references, their files and their cache
 
+# What a file of statistics records of a protocol.
+RECORDED = ('features', 'weights', 'quantise', 'resize')
+
+
 def reference(images, extractor, batch=64, keep=False, cache='none'):
     """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced.
 
@@ -993,7 +997,8 @@ def remembered(images, extractor, batch, keep, cache):
     found = None
     try:
         found = load_stats(path, extractor.device)
-        if (found.n, len(found.mu), found.protocol) != (len(images), extractor.dim, extractor.protocol):
+        protocol = {key: str(extractor.protocol[key]) for key in RECORDED if key in extractor.protocol}
+        if (found.n, len(found.mu), found.protocol or {}) != (len(images), extractor.dim, protocol):
             raise ValueError('it is of other images or another network')
     except FileNotFoundError:
         pass
@@ -1058,7 +1063,7 @@ def load_stats(path, device='cpu'):
         n = n or len(features)
 
     protocol = {}
-    for key in ('features', 'weights', 'quantise', 'resize'):
+    for key in RECORDED:
         if key in arrays and arrays[key].ndim == 0:         # other tools may store arrays under such names
             protocol[key] = str(arrays[key])
     return make_stats(n, mu, sigma, features, protocol=protocol or None)
