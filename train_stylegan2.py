@@ -217,7 +217,7 @@ def preset(data, root):
             if data.lower().startswith(start):
                 return name
         return 'auto'
-    converted = images.read_json(f'{data}/set.json')
+    converted = images.set_info(data)
     if converted:
         n = converted['splits']['train']['n']
     else:

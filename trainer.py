@@ -394,7 +394,7 @@ def load_data(args):
     data = images.load(args.data, args.root,
                        args.frac, args.data_seed, args.subset, args.holdout, args.ref,
                        args.res, args.crop, args.strict,
-                       plain=conditional)
+                       plain=conditional, verify=args.check_data)
     if conditional:
         check_classes(args, data)
     if args.check_data:
