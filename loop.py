@@ -177,6 +177,11 @@ def why_unwritable(path, folder):
         return f'cannot be written to disk ({e.strerror})'
 
 
+def may_use_gpu(args):
+    """Whether a training with these flags runs on a GPU: by the hardware, never by timing."""
+    return args.device != 'cpu' and torch.cuda.is_available()
+
+
 def refuse(sentence):
     """Exit with code 2 and one sentence that names the flag, the value and the fix."""
     if world()[0] == 0:
