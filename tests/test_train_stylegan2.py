@@ -102,7 +102,9 @@ def test_a_folder_alone_is_a_sensible_run(tmp_path, capsys, monkeypatch):
 
 def test_a_converted_set_has_its_preset_by_its_number_of_images(tmp_path):
     for n, preset in ((5000, 'fewshot'), (5001, 'auto')):
-        (tmp_path / 'set.json').write_text(json.dumps({'res': 64, 'splits': {'train': {'n': n}}}))
+        train = {'n': n, 'labels': '', 'digest': '', 'skipped': []}
+        info = {'res': 64, 'classes': ['photos'], 'splits': {'train': train}}
+        (tmp_path / 'set.json').write_text(json.dumps(info))
         a = train_stylegan2.get_args(['--data', str(tmp_path)])
         assert (a.preset, a.res) == (preset, 64)
 
