@@ -449,7 +449,7 @@ def test_a_small_dense_network_has_the_weights_of_the_ticket_within_two_percent(
         masks[name] = {key: torch.rand(mask.shape) > rho for key, mask in prune.ones(net).items()}
         pruned = sum(int((~mask).sum()) for mask in masks[name].values())
         goals[name] = sum(p.numel() for p in net.parameters()) - pruned
-    ticket = {'model': model, 'args': vars(old), 'init': {}, 'mask': masks, 'data': None}
+    ticket = {'model': model, 'args': vars(old), 'init': {'G': {}, 'D': {}}, 'mask': masks, 'data': None}
     torch.save(ticket, tmp_path / 't.pt')
     args = recipe.get_args([*flags[:4], '--small-dense', str(tmp_path / 't.pt')])
     said = capsys.readouterr().out
