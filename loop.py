@@ -309,11 +309,12 @@ def seeded(seed):
 
 def order(n, start, count, seed):
     """Indices [count] into n images at the positions start, start + 1, ... of an endless row of epochs."""
+    epochs, places = np.divmod(np.arange(start, start + count), n)         # [count] each
     indices = []
-    for position in range(start, start + count):
-        epoch, place = divmod(position, n)
-        indices.append(epoch_permutation(n, epoch, seed)[place])
-    return np.array(indices)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        of_epoch = places[epochs == epoch]
+        indices.append(epoch_permutation(n, epoch, seed)[of_epoch])
+    return np.concatenate(indices)
 
 
 @functools.lru_cache(maxsize=4)
@@ -332,6 +333,21 @@ def of_this_rank(x):
 def gaussian(rng, n, dim):
     """This rank's rows of z ~ N(0, 1) [n, dim], which are drawn for the whole batch."""
     return torch.from_numpy(of_this_rank(rng.standard_normal((n, dim), 'float32')))
+
+
+def to_device(x, device):
+    """A tensor or array of the CPU as a tensor on the device.
+
+    The host does not wait for the copy: it prepares the next step while the device computes this one."""
+    x = torch.as_tensor(x)
+    if device.type == 'cpu':
+        return x
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def fill(tensor, x):
+    """Copy x of the CPU into a tensor of the device, in place, without waiting."""
+    tensor.copy_(to_device(x, tensor.device))
 
 
 def latents(seeds, dim, device):

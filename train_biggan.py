@@ -160,8 +160,8 @@ def main(args):
     parts = flat.micro_batches(n, args.batch_gpu)
 
     def draw_latents(rng):
-        z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
-        y_fake.copy_(trainer.balanced(rng, args.batch, args.classes))
+        loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
+        loop.fill(y_fake, trainer.balanced(rng, args.batch, args.classes))
 
     def context():
         return loop.autocast(args, job.device)
@@ -180,9 +180,9 @@ def main(args):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            x.copy_(images.batch(real, flip=flip))
             y.copy_(labels)
             draw_latents(rng)
             D.update(d_step, parts)

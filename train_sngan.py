@@ -102,16 +102,16 @@ def main(args):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, _ = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
-            z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
+            x.copy_(images.batch(real, flip=flip))
+            loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
             D.update(d_step, parts)
             job.after_d_update()                                       # LeCam's anchors
 
         # Algorithm 2: train the generator
         rng = loop.rng(args.seed, 'G', step)
-        z_g.copy_(loop.gaussian(rng, args.g_batch, job.z_dim))
+        loop.fill(z_g, loop.gaussian(rng, args.g_batch, job.z_dim))
         G.update(g_step, parts_g)
 
         E.track(G, args.ema if step > args.ema_start else 0)

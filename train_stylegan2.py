@@ -380,9 +380,9 @@ def main(args):
         y_fake = [torch.zeros(n, device=job.device, dtype=torch.int64)]
 
     def draw_latents(rng):
-        z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
+        loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
         for classes in y_fake:
-            classes.copy_(trainer.balanced(rng, args.batch, args.classes))
+            loop.fill(classes, trainer.balanced(rng, args.batch, args.classes))
 
     def context():
         return loop.autocast(args, job.device)
@@ -441,9 +441,9 @@ def main(args):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            x.copy_(images.batch(real, flip=flip))
             for classes in y:
                 classes.copy_(labels)
             draw_latents(rng)

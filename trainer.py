@@ -430,6 +430,14 @@ def proportional(labels, n, seed):
     return torch.from_numpy(loop.rng(0, 'classes', seed).permutation(y))
 
 
+def flips(rng, args, device):
+    """Which images [n] of this rank are mirrored, of --batch images; None without --mirror."""
+    u = rng.random(args.batch)                        # drawn in any case: the z behind it stay the same
+    if not args.mirror:
+        return None
+    return loop.to_device(loop.of_this_rank(u < .5), device)
+
+
 def balanced(rng, n, classes):
     """This rank's classes [n / ranks] out of n, of which each class has as many as another, or one fewer."""
     y = rng.permutation(classes)[np.arange(n) % classes]
@@ -547,14 +555,15 @@ class Training:
         return (x, y.to(self.device)) if self.classes else (x,)
 
     def reals(self):
-        """Yield uint8 images [n, 3, H, W] and classes [n] of this rank, from where the run is in the data."""
+        """An iterator over uint8 images [n, 3, H, W] and classes [n] of this rank, from where the run is."""
         first_batch = self.run.step * self.args.d_steps
         return self.batches(self.data.images, self.data.labels, first_batch)
 
     def batches(self, x, labels, start):
-        """As `reals`, of any images, from the batch number `start` on."""
+        """As `reals`, of any images, from the batch number `start` on.  Without classes they are None.
+
+        Images that fit on the device go there now, before the micro-batch is fitted to the memory."""
         size, seed = self.args.batch, self.args.seed
-        labels = labels.to(self.device)
 
         def indices():
             for k in itertools.count(start):
@@ -562,8 +571,14 @@ class Training:
                 yield loop.of_this_rank(whole)                         # [n]
 
         # Two equal streams of indices: one is read ahead for the images, the other picks the classes.
-        for index, batch in zip(indices(), images.feed(x, indices(), self.device)):
-            yield batch, labels[torch.as_tensor(index, device=self.device)]
+        ahead, here = itertools.tee(indices())
+        feed = images.feed(x, ahead, self.device)
+
+        def pairs():
+            for index, batch in zip(here, feed):
+                y = loop.to_device(labels[index], self.device) if self.classes else None
+                yield batch, y
+        return pairs()
 
     def after_d_update(self):
         """Move LeCam's anchors."""
