@@ -24,6 +24,18 @@ raises D's logit, which helps G, and helps D on real images.
 import torch
 
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+RANGES = {
+    'adv_step': '(0, inf)',
+    'adv_pgd': '[1, 1000]',
+    'adv_eps': '(0, inf)',
+    'adv_lambda_g': '[0, inf)',
+    'adv_lambda_d': '[0, inf)',
+    'adv_cut_g': '[-100, 100]',
+    'adv_cut_d': '[-100, 100]',
+    'adv_noise': '(0, inf)'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of AdvAug: the everyday ones to `group`, others to `experiments` (default: `group`)."""
     experiments = experiments or group
@@ -65,16 +77,6 @@ def contradiction(args, default):
                     f'add --advaug {wanted}, or leave it out')
         if args.adv_noise is not None and name in ('adv_step', 'adv_pgd', 'adv_eps', 'adv_sign'):
             return f'{flag} belongs to PGD, --adv-noise {args.adv_noise} replaces it: leave one out'
-
-    if args.advaug != 'none' and args.adv_noise is None:
-        if args.adv_pgd < 1 or args.adv_step <= 0:
-            return (f'--advaug {args.advaug} with --adv-pgd {args.adv_pgd} --adv-step {args.adv_step} '
-                    'moves nothing: use positive values, or --advaug none')
-
-    for value in (args.adv_noise, args.adv_eps):
-        if value is not None and value <= 0:
-            return (f'--adv-noise {args.adv_noise} --adv-eps {args.adv_eps}: '
-                    'use positive values, or leave them out')
 
 
 def direction(h, objective):

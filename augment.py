@@ -54,6 +54,14 @@ import torch
 
 STEERING = ('ada_heuristic', 'ada_target', 'ada_kimg', 'ada_interval', 'ada_pmax')     # how p moves
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+RANGES = {
+    'ada_p': '[0, 1]',
+    'ada_target': '(-1, 1)',
+    'ada_kimg': '(0, inf)',
+    'ada_interval': '[1, 1e12]',
+    'ada_pmax': '(0, 1]'}
+
 
 def add_flags(group, experiments=None):
     """Add the flags of augmentation, the everyday ones to `group`, the others to `experiments`.
@@ -115,15 +123,7 @@ def contradiction(args, default):
     if args.ada_target is None:
         args.ada_target = getattr(args, 'ada_rt_target', .6)               # a preset may bring its own for rt
 
-    # Values out of range
-    p = args.ada_p or 0.
-    if not 0 <= p <= 1 or not 0 < args.ada_pmax <= 1:
-        return f'{flag("ada_p")} {flag("ada_pmax")}: use probabilities'
-    target_fits = -1 < args.ada_target < 1
-    kimg_fits = 0 < args.ada_kimg < float('inf')
-    if not target_fits or not kimg_fits or args.ada_interval < 1:
-        return (f'{flag("ada_target")} {flag("ada_kimg")} {flag("ada_interval")}: '
-                'use a target between -1 and 1, and positive numbers')
+    # Parts that do not exist
     if args.aug != 'none':
         try:
             policy_names(args.aug_policy, ada=args.aug == 'ada')

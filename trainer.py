@@ -3,6 +3,7 @@
 Use (train_sngan.py shows all of it):
     p = trainer.parser(__doc__)
     everyday, experiments = trainer.add_flags(p, PRESETS)
+    given = trainer.as_typed(p, argv)                                  # before any preset
     args = trainer.parse(p, argv, PRESETS, 'paper')
     job = trainer.Training('sngan', args, build)                       # data, G, D, E; resumed
     for step in job.run.iterations(job.nets, job.sums, job.state): ...
@@ -36,6 +37,24 @@ GROUPS = ('data', 'networks', 'training', 'image augmentation',
           'AdvAug', 'regularisers', 'scores', 'run')
 SLIM = 1e-4                                   # the weight of Liu et al. 2017; the paper gives none
 TOO_FEW_IMAGES = 6                            # fewer have no two halves with a covariance
+
+# What each number may be, see loop.check_ranges.  Those of --seed and --steps are in loop.py, and so on.
+RANGES = {
+    'ch_g': '[1, 1e6]',
+    'ch_d': '[1, 1e6]',
+    'batch': '[1, 65536]',
+    'batch_gpu': '[1, 65536]',
+    'lr_g': '(0, inf)',
+    'lr_d': '(0, inf)',
+    'd_steps': '[1, 1e6]',
+    'betas': '[0, 1)',
+    'adam_eps': '[0, inf)',
+    'ema': '[0, 1)',
+    'ema_start': '[0, 1e12]',
+    'slim': '(0, inf)',
+    'eval_every': '[1, 1e12]',
+    'eval_samples': '[10, 1e9]',
+    'eval_repeats': '[1, 1000]'}
 
 
 # ---- flags
@@ -119,10 +138,20 @@ def add_score_flags(group, experiments):
     a('--eval-repeats', type=int, default=3, help='sets of z per score, whose spread is its +- (paper: 3)')
 
 
+def as_typed(p, argv, ranges=None):
+    """The flags as typed, before any preset.  Exits 2 on numbers out of range.
+
+    ranges: those of the script's own flags."""
+    given, _ = p.parse_known_args(argv)
+    loop.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
+                      metrics.RANGES, loop.RANGES, ranges or {})
+    return given
+
+
 def parse(p, argv, presets, preset):
     """The flags, with the defaults of --preset (else of `preset`) and of --protocol.
 
-    Exits 2 on flags that are out of range or contradict each other."""
+    Exits 2 on flags that contradict each other."""
     typed, _ = p.parse_known_args(argv)
     preset = typed.preset or preset
     p.set_defaults(preset=preset, **presets[preset])
@@ -139,21 +168,11 @@ def parse(p, argv, presets, preset):
     if args.reinit and (args.init_from or not args.mask):
         loop.refuse('--reinit draws other weights for the masks of a ticket: '
                     'give --mask TICKET and no --init-from')
-    if args.slim is not None and not 0 < args.slim < float('inf'):
-        loop.refuse(f'{loop.flag(args, "slim")} is not a positive number')
     return args
 
 
 def check_training_flags(args):
-    """Refuse numbers out of range, batches that do not divide, and what a CUDA graph cannot record."""
-    for name in ('batch', 'd_steps', 'eval_repeats', 'eval_every', 'batch_gpu', 'g_batch', 'ch_g', 'ch_d'):
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            loop.refuse(f'{loop.flag(args, name)} is not positive: use 1 or more')
-    for name in ('lr_g', 'lr_d'):
-        if not 0 < getattr(args, name) < float('inf'):
-            loop.refuse(f'{loop.flag(args, name)} is not a positive number')
-
+    """Refuse batches that do not divide, scores that do not exist, and what a CUDA graph cannot record."""
     # A batch is divided over the ranks, and the share of a rank over its micro-batches.
     ranks = loop.world()[1]
     for name in ('batch', 'g_batch'):
@@ -167,34 +186,28 @@ def check_training_flags(args):
             loop.refuse(f'{loop.flag(args, "batch_gpu")} does not divide the {share} images of a rank '
                         f'({loop.flag(args, name)}): use a divisor of it')
 
-    decays = [('ema', args.ema or 0), ('betas', args.betas[0]), ('betas', args.betas[1])]
-    for name, decay in decays:
-        if not 0 <= decay < 1:
-            loop.refuse(f'--{name} {decay} is not a decay: use 0 <= {name} < 1')
-    if args.ema_start < 0 or args.adam_eps < 0:
-        loop.refuse(f'{loop.flag(args, "ema_start")} {loop.flag(args, "adam_eps")}: use values from 0 on')
-
+    metrics.metric_names(args)                        # exits 2
     if args.graph and (args.aug == 'ada' or args.lecam):
         loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
                     'leave it out')
     if args.graph and args.sync_bn:
         loop.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
                     'leave one out')
-    if args.eval_samples < 10:
-        loop.refuse(f'{loop.flag(args, "eval_samples")} is too few for a score: use 10 or more')
 
 
 # ---- networks: their shapes, and where their weights come from
 
-def ticket_flag(args):
-    """'--mask ticket.pt', or '--small-dense ticket.pt'."""
-    return loop.flag(args, 'mask' if args.mask else 'small_dense')
+def origin_flag(args):
+    """'--mask ticket.pt': the flag of the file whose shapes are taken over."""
+    for name in ('mask', 'small_dense', 'init_from'):
+        if getattr(args, name):
+            return loop.flag(args, name)
 
 
 def read_ticket(args):
     """The ticket of --mask or of --small-dense; exits 2 where it is none."""
     path = args.mask or args.small_dense
-    return loop.read(path, ticket_flag(args), 'model', 'args', 'init', 'mask', 'data')
+    return loop.read(path, origin_flag(args), 'model', 'args', 'init', 'mask', 'data')
 
 
 def adopt(args, given, model, build, **defaults):
@@ -213,11 +226,11 @@ def adopt(args, given, model, build, **defaults):
     ticket = origin = None
     if args.mask or args.small_dense:
         ticket = origin = read_ticket(args)
-        if ticket['model'] != model:
-            loop.refuse(f"{ticket_flag(args)} is a ticket of {ticket['model']}: "
-                        f"use train_{ticket['model']}.py")
     elif args.init_from:
         origin = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
+    if origin and origin.get('model', model) != model:
+        loop.refuse(f"{origin_flag(args)} is of {origin['model']}, not of {model}: "
+                    f"use train_{origin['model']}.py, or another file")
     for name, default in defaults.items():
         setattr(args, name, shape_flag(args, given, name, default, origin, ticket))
 
@@ -230,6 +243,7 @@ def adopt(args, given, model, build, **defaults):
         loop.refuse(f'--{e}')
     check_networks(args, model, {'G': G, 'D': D}, ticket)
     args.ch_g, args.ch_d = G.ch, D.ch
+    check_memory(args, G, D)
     return args
 
 
@@ -248,7 +262,7 @@ def shape_flag(args, given, name, default, origin, ticket):
     # A switch that differs is refused here, because it need not change the shape of a tensor.
     if ticket and isinstance(typed, bool) and typed != own:
         switch = ('' if typed else 'no-') + name.replace('_', '-')
-        loop.refuse(f'--{switch}: the network of {ticket_flag(args)} is another, leave it out')
+        loop.refuse(f'--{switch}: the network of {origin_flag(args)} is another, leave it out')
     for value in (typed, own):
         if value is not None:
             return value
@@ -270,6 +284,17 @@ def check_networks(args, model, nets, ticket):
             if sentence:
                 loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
                             'leave out --ch-g, --ch-d and --res, the ticket has its own')
+
+
+def check_memory(args, G, D):
+    """Exit 2 where the memory cannot hold the networks with their moments, and the images of a batch."""
+    parameters = sum(p.numel() for net in (G, D) for p in net.parameters())
+    values = 4 * parameters                           # weights, gradients, Adam's two moments
+    values += 3 * args.res ** 2 * (args.batch // loop.world()[1])
+    needed, most = 4 * values, loop.most_memory(args)                  # bytes
+    if needed > most:
+        sizes = ' '.join(loop.flag(args, name) for name in ('ch_g', 'ch_d', 'res', 'batch'))
+        loop.refuse(f'{sizes} need more than {needed / 1e9:,.0f} GB, there are {most / 1e9:,.0f}: lower them')
 
 
 def with_flags(args, **other):
@@ -465,11 +490,7 @@ class Training:
         if self.over:
             return
 
-        extractor, names = metrics.from_args(args, self.device)        # exits 2 before a network is built
-        if args.metrics == 'auto' and extractor and self.data.ref is self.data.images:
-            names = [*names, 'copy']                  # a reference of training images rewards copying
-        check_with_data(args, self.data, extractor, names)
-
+        extractor, names = scores_on(args, self.data, self.device)     # exits 2 before a network is built
         G, D, self.masks, hashes = initial_networks(args, build)
         frozen = {}
         if prepare:
@@ -624,6 +645,17 @@ def stateful_parts(args, device):
     if getattr(args, 'pl', 0):
         parts['pl'] = losses.PathLength(args.pl, device=device)
     return parts
+
+
+def scores_on(args, data, device):
+    """The network behind the scores and their names, (None, []) for none.
+
+    Exits 2 where the scores or ADA cannot be had on these data."""
+    extractor, names = metrics.from_args(args, device)
+    if args.metrics == 'auto' and extractor and data.ref is data.images:
+        names = [*names, 'copy']                      # a reference of training images rewards copying
+    check_with_data(args, data, extractor, names)
+    return extractor, names
 
 
 def check_with_data(args, data, extractor, names):

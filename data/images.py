@@ -28,11 +28,17 @@ Conversions. The same command continues one that was killed.
     python data/images.py ffhq --root datasets --res 256            # out of images1024x1024/
     python data/images.py photos/ --res 256                         # train with --data datasets/photos-256
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C during the imports
+
 import argparse
 import collections
 import contextlib
 import dataclasses
 import datetime
+import errno
 import glob
 import gzip
 import hashlib
@@ -41,7 +47,9 @@ import json
 import os
 import re
 import stat
+import struct
 import sys
+import threading
 import time
 import types
 import zipfile
@@ -79,10 +87,38 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')  # of PIL; its EP
 MAX_BYTES = 2 ** 28  # of an image file
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, where PIL begins to warn of bombs
 HEIC = ('.heic', '.heif', '.avif')  # skipped, with a word on what to do
+MAX_RES = 8192  # an image of this side has fewer than MAX_PIXELS
+
+# The bytes that a scan takes for images, beside its result. Large files are decoded one at a time.
+MAX_DECODED = 2 ** 30  # of one image
+ALL_DECODED = 5 * 2 ** 27  # of all images that are decoded at the same time, unless it is one alone
+LARGE_FILE = 2 ** 24
+
+# PIL keeps an image in blocks. Those above 32 MB go back to the system when they are freed. With PIL's own
+# 16 MB, which the C library keeps for the thread that had them, eight threads came to hold 4 GB.
+with contextlib.suppress(AttributeError):
+    Image.core.set_block_size(2 ** 26)
+
 CHUNK = 1024  # files that a conversion reads between two records of its progress
+SMALL_SET = 2 ** 27  # bytes of a converted set that is verified when it is loaded, in 30 ms
+
+# What reading a zip that is damaged may raise; RuntimeError is of encrypted files.
+BROKEN_ZIP = (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError, OverflowError,
+              struct.error, zlib.error)
+
+# The errors of a disk, which no other command line would avoid.
+DISK_ERRORS = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EROFS', 'EIO', 'EFBIG')}
 
 
 # ---- flags and refusals
+
+# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges), --frac
+# by `share`.
+RANGES = {
+    'res': '[8, 4096]',
+    'data_seed': '[0, 1e18]',
+    'holdout': '[1, 1e12]'}
+
 
 def add_flags(group, experiments=None):
     """Add the flags of the data: the everyday ones to `group`, the others to `experiments`.
@@ -125,11 +161,30 @@ def wait_for_all_ranks():
         torch.distributed.barrier()
 
 
-def refuse(sentence):
-    """Exit with code 2. Rank 0 prints the sentence, which names the flag, the value and the fix."""
-    if is_first_rank():
-        print(f'error: {sentence}', file=sys.stderr, flush=True)
-    raise SystemExit(2)
+def refuse(sentence, code=2, alone=False):
+    """Exit with a code. Rank 0 prints the sentence, which names the flag, the value and the fix.
+
+    alone: only this rank knows of the error, and so it prints the sentence whatever its number is.
+    """
+    if is_first_rank() or alone:
+        tell(f'error: {printable(sentence)}')
+    raise SystemExit(code)
+
+
+def tell(text, end='\n'):
+    """Print a text on stderr. Where stderr is closed or full, nobody reads it."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def printable(text):
+    """The text with an escape such as \\n or \\udcff for each character that a terminal cannot show.
+
+    Names of files may hold any: line ends, the codes that colour a terminal, bytes that are no UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def share(frac):
@@ -181,7 +236,7 @@ class Split:
 
 
 def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, ref='auto', res=32,
-         crop='centre', strict=False, plain=False):
+         crop='centre', strict=False, plain=False, verify=False):
     """Load a data set and choose its subset, the images held out and the reference of the scores.
 
     data      a name of NAMES, a folder or zip of images, or the folder of a converted set
@@ -193,6 +248,7 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
     crop      'centre' or 'pad', see `square`
     strict    refuse a set with images that cannot be read
     plain     keep one skin tone of each emoji, for networks that are conditioned on the class
+    verify    read all images of a converted set; else its rows are verified when they are read first
 
     Returns a namespace. Its images are tensors, or Rows where the set is a converted one:
         images, labels             the training images, uint8 [N, 3, res, res], and their classes, int64 [N]
@@ -207,11 +263,10 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
     """
     data = spelt(data)
     amount = share(frac)
-    if res < 8:
-        refuse(f'--res {res} is too small: use 8 or more')
+    check_res(res)
 
     # The whole set. Where `plain` leaves images out, they are neither chosen nor held out.
-    train, test, classes, report = read_set(data, root, res, crop, strict)
+    train, test, classes, report = read_set(data, root, res, crop, strict, verify)
     if plain and train.plain is not None:
         train = train.part(np.flatnonzero(train.plain))
     n = len(train.images)
@@ -236,10 +291,18 @@ def load(data, root='datasets', frac=1., seed=0, subset='random', holdout=None, 
                   f'{m} held out, scores against {reference} ({len(reference_images)})')
 
     return types.SimpleNamespace(
-        name=name, total=n, classes=classes, report=report, fingerprint=fingerprint_of(chosen),
-        images=chosen.images, labels=chosen.labels, index=chosen_rows.tolist(),
-        holdout=held_out.images if m else None, holdout_labels=held_out.labels if m else None,
-        ref=reference_images, ref_name=f'{name}-{reference}')
+        name=name, total=n, classes=classes, report=[printable(line) for line in report],
+        fingerprint=fingerprint_of(chosen), images=chosen.images, labels=chosen.labels,
+        index=chosen_rows.tolist(), holdout=held_out.images if m else None,
+        holdout_labels=held_out.labels if m else None, ref=reference_images, ref_name=f'{name}-{reference}')
+
+
+def check_res(res):
+    """Exit with code 2 where no image can have this side."""
+    if res < 8:
+        refuse(f'--res {res} is too small: use 8 or more')
+    if res > MAX_RES:
+        refuse(f'--res {res} is too large: use {MAX_RES} or less')
 
 
 def count_images(amount, n):
@@ -321,11 +384,12 @@ def names(data, root='datasets', res=32):
     if data == 'emoji':
         return emoji_info(data)['classes']
 
-    info = read_json(f'{converted_folder(data, root, res)}/set.json')
-    if info.get('classes'):
-        return info['classes']
-    if is_converted(data) and data != 'tiny-imagenet':  # which `load` converts when it is asked for
-        return read_converted(data, root, res, 'centre', False)[2]
+    if is_converted(data):
+        info = set_info(converted_folder(data, root, res))
+        if info:
+            return info['classes']
+        if data != 'tiny-imagenet':  # which `load` converts when it is asked for
+            return read_converted(data, root, res, 'centre', False)[2]
     return source(data, root)[1]
 
 
@@ -343,14 +407,14 @@ def suggest_res(data, root='datasets', least=32, most=256):
         return 256
     if data in NAMES:
         return 32
-    info = read_json(f'{data}/set.json')
-    if info.get('res'):
+    info = set_info(data)
+    if info:
         return info['res']
 
     splits, _, read_file = source(data, root)
     files, _ = splits['train']
     sides = [min(size) for size in survey_sizes(files, read_file)]
-    median = np.median(sides or [least])
+    median = np.median(sides or [least])  # of pixels, 1 or more
     power = 2 ** int(np.log2(median))
     return min(most, max(least, power))
 
@@ -368,10 +432,11 @@ def survey_sizes(files, read_file, most=500):
 
 # ---- the data sets as Splits: every read_NAME returns what read_set returns
 
-def read_set(data, root, res, crop, strict):
+def read_set(data, root, res, crop, strict, verify=False):
     """The whole set of --data: train, test (or None), the names of the classes, and the report, a list.
 
-    train and test are Splits. Exits with code 2 and one sentence where the set is not there or is empty.
+    train and test are Splits. verify: see `load`. Exits with code 2 and one sentence where the set is not
+    there or is empty.
     """
     if data in ('cifar10', 'cifar100'):
         return read_cifar(data, root, res)
@@ -387,7 +452,7 @@ def read_set(data, root, res, crop, strict):
             convert(data, root, res, crop, strict=strict)
         wait_for_all_ranks()
     if is_converted(data):
-        return read_converted(data, root, res, crop, strict)
+        return read_converted(data, root, res, crop, strict, verify)
 
     if data in SHOTS:
         if crop == 'pad':
@@ -429,9 +494,9 @@ def read_cifar(name, root, res):
 
 def read_idx(path):
     """The uint8 array of an idx file, gzipped or not: two zeros, type, number of axes, sizes, content."""
-    opened = gzip.open if path.endswith('.gz') else open
-    with opened(path, 'rb') as f:
-        raw = f.read()
+    raw = read_regular(path)
+    if path.endswith('.gz'):
+        raw = gzip.decompress(raw)
     axes = raw[3]
     shape = np.frombuffer(raw, '>i4', axes, 4)  # big-endian
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
@@ -452,7 +517,12 @@ def find_fashion(root):
 
 def read_fashion(root, res):
     """Fashion-MNIST (Xiao et al. 2017), its 28 px padded with black to 32 and its grey repeated to RGB."""
-    arrays = [torch.from_numpy(read_idx(path).copy()) for path in find_fashion(root)]
+    arrays = []
+    for path in find_fashion(root):
+        try:
+            arrays.append(torch.from_numpy(read_idx(path).copy()))
+        except (OSError, EOFError, ValueError, IndexError, zlib.error) as e:
+            refuse(f'--data fashion-mnist: {path} is damaged ({e}): remove it and get it again')
     x, labels, x_test, labels_test = arrays
 
     def to_rgb_images(x):
@@ -469,8 +539,10 @@ def emoji_info(name):
     for path in (f'{HERE}/emoji/emoji.json', f'{HERE}/emoji/{name}.png'):
         if not os.path.exists(path):
             refuse(f'--data {name}: {path} is missing; make it with python data/make_emoji.py')
-    with open(f'{HERE}/emoji/emoji.json') as f:
-        return json.load(f)
+    info = read_json(f'{HERE}/emoji/emoji.json')
+    if 'sets' not in info:
+        refuse(f'--data {name}: {HERE}/emoji/emoji.json is damaged; make it with python data/make_emoji.py')
+    return info
 
 
 def read_emoji(name, res):
@@ -638,20 +710,25 @@ def locate(data, root):
 
 
 def list_files(path):
-    """The sorted names of the files in a folder or zip, and read_file(name) -> bytes.
+    """The sorted names of the files in a folder or zip, and read_file, which is a FolderFiles or ZipFiles.
 
-    Hidden files are left out, those in hidden folders and in the __MACOSX of a zip, too.
+    Hidden files are left out, those in hidden folders and in the __MACOSX of a zip, too. Exits with code 2 on
+    anything else, such as a pipe, and on a zip that is damaged.
     """
     if os.path.isdir(path):
+        read_file = FolderFiles(path)
         found = files_below(path)
-        read_file = file_reader(path)
     else:
+        if path.lower().endswith(ENDINGS):
+            refuse(f'--data {path} is one image: name the folder that holds it')
+        if not os.path.isfile(path):
+            refuse(f'--data {path} is neither a folder nor a regular file: name a folder or zip of images')
         try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as e:
-            refuse(f'--data {path} is neither a folder nor a readable zip ({e})')
-        found = [name for name in archive.namelist() if not name.endswith('/')]
-        read_file = member_reader(archive)
+            read_file = ZipFiles(path)
+        except BROKEN_ZIP as e:
+            refuse(f'--data {path} is neither a folder nor a readable zip ({e}): name a folder, '
+                   'or make the zip again')
+        found = read_file.members
     return sorted(name for name in found if not is_hidden(name)), read_file
 
 
@@ -670,33 +747,96 @@ def files_below(folder):
     return found
 
 
-def file_reader(folder):
-    """The function that returns the bytes of a file in this folder."""
-    def read_file(name):
-        return read_regular(os.path.join(folder, name))
-    return read_file
+class FolderFiles:
+    """Reads the files of a folder: files(name) -> bytes. Raises OSError on what cannot be an image file."""
+    top = ''  # what comes before the names
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def size(self, name):
+        """The bytes of a file, before it is read."""
+        return os.path.getsize(os.path.join(self.folder, self.top + name))
+
+    def __call__(self, name):
+        return read_regular(os.path.join(self.folder, self.top + name))
+
+
+class ZipFiles:
+    """Reads the files of a zip: files(name) -> bytes. Backslashes in their names are separators.
+
+    Raises BadZipFile, or another of BROKEN_ZIP, on a zip whose directory is damaged, so that no file is lost
+    in silence; and OSError on a file that is too large for an image.
+    """
+    top = ''  # what comes before the names
+
+    def __init__(self, path):
+        self.archive = zipfile.ZipFile(path)
+        entries = self.archive.infolist()
+        with open(path, 'rb') as f:
+            check_zip_directory(f, entries)
+        self.members = {}
+        for entry in entries:
+            name = entry.filename.replace('\\', '/')
+            if name in self.members and not is_hidden(name):
+                raise zipfile.BadZipFile(f'it holds {name} twice')
+            if not name.endswith('/'):
+                self.members[name] = entry
+
+    def size(self, name):
+        """The bytes of a file, before it is read."""
+        return self.members[self.top + name].file_size
+
+    def __call__(self, name):
+        check_size(self.size(name))
+        return self.archive.read(self.members[self.top + name])
+
+
+def check_zip_directory(f, entries):
+    """Raise BadZipFile where the directory of the open zip f has lost a file, though it can be read.
+
+    One flipped bit in the name of an image makes it look like no image, and one in a length skips an entry.
+    What looks like an image is compared with its own header when it is read, and what does not, here.
+    """
+    # The end of the directory counts its entries: in 16 bits, and not at all in large zips.
+    f.seek(0, os.SEEK_END)
+    size = f.tell()
+    f.seek(max(0, size - 2 ** 16 - 22))
+    tail = f.read()
+    at = tail.rfind(b'PK\5\6')
+    count, = struct.unpack_from('<H', tail, at + 10)
+    if count != 2 ** 16 - 1 and (count - len(entries)) % 2 ** 16:
+        raise zipfile.BadZipFile(f'its directory lists {len(entries)} of {count} files')
+
+    for entry in entries:
+        if is_image(entry.filename) and not is_hidden(entry.filename):
+            continue
+        f.seek(entry.header_offset)
+        head = f.read(30)
+        length, = struct.unpack_from('<H', head, 26)
+        encoding = 'utf-8' if entry.flag_bits & 2 ** 11 else 'cp437'
+        if head[:4] != b'PK\3\4' or f.read(length).decode(encoding) != entry.orig_filename:
+            raise zipfile.BadZipFile(f'its directory is damaged at {entry.filename}')
 
 
 def read_regular(path):
     """The bytes of a file. Raises OSError where it is no regular file, or too large for an image.
 
-    A pipe would block, and a device has no end.
+    A pipe would block, and a device has no end; some devices do something when they are opened.
     """
+    check_regular(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     with open(descriptor, 'rb') as f:
         about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError('not a regular file')
+        check_regular(about)  # once more, as it may have changed
         check_size(about.st_size)
         return f.read(MAX_BYTES)
 
 
-def member_reader(archive):
-    """The function that returns the bytes of a file in this zip. It raises OSError where that is too large."""
-    def read_file(name):
-        check_size(archive.getinfo(name).file_size)
-        return archive.read(name)
-    return read_file
+def check_regular(about):
+    """Raise OSError where what os.stat says is not of a regular file."""
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError('not a regular file')
 
 
 def check_size(size):
@@ -725,10 +865,13 @@ def folder_source(path):
         refuse(f'--data {path} holds no image ({", ".join(ENDINGS)})')
 
     # Images that cannot be read keep their class, so that the classes are known before an image is read.
-    kinds = None
-    if 'dataset.json' in found:
-        kinds = read_dataset_json(path, files, read_file)
-    if kinds is None:
+    listed = [name for name in found if name.split('/')[-1] == 'dataset.json']
+    if len(listed) > 1:
+        refuse(f'--data {path} holds {len(listed)} dataset.json ({", ".join(listed[:5])}): keep one that '
+               'lists all images, or remove all to have folders as classes')
+    if listed:
+        kinds = read_dataset_json(path, listed[0], files, read_file)
+    else:
         kinds = class_folders(files)
     classes = sorted(set(kinds))
     number = {kind: i for i, kind in enumerate(classes)}
@@ -749,24 +892,49 @@ def class_folders(files):
     return [kinds[folder] for folder in folders]
 
 
-def read_dataset_json(path, files, read_file):
-    """The class of each file by the dataset.json of StyleGAN2-ADA, {"labels": [[file, number], ...]}.
+def read_dataset_json(path, name, files, read_file):
+    """The class of each file by the dataset.json of StyleGAN2-ADA, {"labels": [["a.png", number], ...]}.
 
-    Where labels is null all files are of class 0. Returns None for a JSON file of another form. Exits with
-    code 2 where a file has no number.
+    The names are those below the folder of dataset.json, as file managers zip a set with its folder. Where
+    labels is null all files are of class 0. Exits with code 2 on anything else, and where a file has no
+    number.
     """
+    folder = name.removesuffix('dataset.json')
     try:
-        labels = json.loads(read_file('dataset.json'))['labels']
-    except (ValueError, KeyError, TypeError):
-        return None
-    try:
-        if not labels:
+        number = listed_labels(json.loads(read_file(name)), folder)
+        if number is None:
             return [0] * len(files)
-        number = dict(labels)
-        return [int(number[file.replace(os.sep, '/')]) for file in files]
-    except (ValueError, KeyError, TypeError) as e:
-        refuse(f'--data {path}: its dataset.json does not give every image the number of a class '
-               f'({type(e).__name__}: {e}); mend it, or remove it to have folders as classes')
+        missing = [file for file in files if file.replace('\\', '/') not in number]
+        if missing:
+            raise ValueError(f'{len(missing)} of {len(files)} images are not listed, such as {missing[0]}')
+    except (*BROKEN_ZIP, RecursionError) as e:
+        refuse(f'--data {path}: its {name} does not give every image the number of a class ({e}); mend it, '
+               'or remove it to have folders as classes')
+    return [number[file.replace('\\', '/')] for file in files]
+
+
+def listed_labels(about, folder):
+    """{name: class} of what a dataset.json holds, None for null. Raises ValueError on another form."""
+    if not isinstance(about, dict) or 'labels' not in about:
+        raise ValueError('it is no object with "labels"')
+    pairs = about['labels']
+    if pairs is None:
+        return None
+    if not isinstance(pairs, list):
+        raise ValueError('"labels" is no list')
+    number = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError(f'{json.dumps(pair)[:80]} is no pair of a name and a number')
+        file, label = pair
+        is_number = isinstance(label, (int, float)) and not isinstance(label, bool)
+        if not (is_number and 0 <= label < 2 ** 31 and label == int(label)):
+            raise ValueError(f'the label of {file} is {json.dumps(label)[:80]}, not 0, 1, 2, ...')
+        file = folder + file.replace('\\', '/')
+        if file in number:
+            raise ValueError(f'{file} is listed twice')
+        number[file] = int(label)
+    return number
 
 
 def refuse_lmdb(path, found):
@@ -794,10 +962,11 @@ def tiny_imagenet_source(root):
     found, read_file = list_files(path)
     try:
         top, splits, classes = index_tiny_imagenet(found, read_file)
-    except (KeyError, IndexError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as e:
+    except (*BROKEN_ZIP, IndexError) as e:
         refuse(f'--data tiny-imagenet: {path} is not the whole archive ({type(e).__name__}: {e}): '
                f'get {TINY_URL} again')
-    return splits, classes, lambda name: read_file(top + name)
+    read_file.top = top
+    return splits, classes, read_file
 
 
 def index_tiny_imagenet(found, read_file):
@@ -858,7 +1027,7 @@ def imagenet_source(root):
                 refuse_imagenet(path, f'{file} is in no class folder of train')
         if members:
             splits[split] = (members, [number[wnid(file)] for file in members])
-    return splits, classes, file_reader(path)
+    return splits, classes, FolderFiles(path)
 
 
 def refuse_imagenet(path, why):
@@ -868,52 +1037,138 @@ def refuse_imagenet(path, why):
 
 # ---- decoding and cropping
 
+class Room:
+    """A number of bytes that threads share: who wants more than are left waits for others."""
+
+    def __init__(self, total):
+        self.total = total
+        self.left = total
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, amount):
+        """Hold so many bytes, or all where that is more than there are."""
+        amount = min(amount, self.total)
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= amount)
+            self.left -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += amount
+                self.changed.notify_all()
+
+
+ROOM = Room(ALL_DECODED)
+
+
 def decode(file, read_file, shape):
     """Decode one image file.
 
     Returns (shape(im), what the file held), where im is an RGB PIL image; or (None, why it cannot be read).
+    Threads that decode wait for one another where their images would take too much memory.
     """
     if file.lower().endswith(HEIC):
         return None, 'HEIC: export it as JPEG or PNG first'
     try:
-        im, kind = to_rgb(open_image(read_file(file)))
-        if im.width != im.height:
-            kind += ', not square'
-        return shape(im), kind
+        # Nobody waits with a large file in memory: who has read one holds all the room already.
+        large = read_file.size(file) > LARGE_FILE
+        with ROOM.take(ROOM.total if large else 0):
+            im = open_image(read_file(file))
+            with ROOM.take(0 if large else decoded_bytes(im)):
+                im, kind = to_rgb(im)
+                if im.width != im.height:
+                    kind += ', not square'
+                shaped = shape(im)
+                del im  # before its room is given to others
+        return shaped, kind
     except Exception as e:  # on rubbish, PIL raises exceptions of every type, struct.error too
         why = str(e) or type(e).__name__
         return None, why.split(' <')[0]  # without the address of a BytesIO
 
 
 def open_image(data):
-    """The PIL image in these bytes, not decoded yet. Raises ValueError where it has too many pixels."""
+    """The PIL image in these bytes, not decoded yet. Raises ValueError on too many pixels, or none."""
     im = Image.open(io.BytesIO(data), formats=FORMATS)
-    if im.width * im.height > MAX_PIXELS:
-        raise ValueError(f'{im.width} x {im.height} pixels are too many, the limit is {MAX_PIXELS:,}')
+    most = min(MAX_PIXELS, MAX_DECODED // bytes_per_pixel(im))
+    if not 0 < im.width * im.height <= most:
+        raise ValueError(f'{im.width} x {im.height} pixels are too {"many" if im.width else "few"}, '
+                         f'the limit is {most:,}')
     return im
+
+
+def decoded_bytes(im):
+    """The bytes that it takes to decode an image and to make it RGB, about."""
+    return im.width * im.height * bytes_per_pixel(im)
+
+
+def bytes_per_pixel(im):
+    """The bytes per pixel that `to_rgb` takes, at its peak. PIL keeps 4 of RGB, CMYK and floats."""
+    if im.format == 'WEBP':
+        return 16  # its decoder keeps two canvases and the file's bytes
+    if im.format == 'JPEG' and 'progressive' in im.info:
+        return 12  # all coefficients, too
+    if im.mode == 'RGB' and 'exif' not in im.info and 'transparency' not in im.info:
+        return 4
+    return 8  # before and after a conversion or a turn
 
 
 def to_rgb(im):
     """Any PIL image as an upright RGB one over white, and a word for what it was: its mode, turned or not."""
     kind = im.mode
     sixteen_bit = im.mode.startswith('I;16')
-    if im.getexif().get(0x0112, 1) != 1:  # the orientation
+    turned = im.getexif().get(0x0112, 1) != 1  # the orientation
+    im.load()
+    if turned:
         kind += ', turned by EXIF'
-    im = ImageOps.exif_transpose(im)
+        im = ImageOps.exif_transpose(im)
 
     if im.mode.startswith('I') or im.mode == 'F':
-        # PIL's own conversion would clip 16-bit and float greys to 255.
-        x = np.asarray(im).astype(np.float64)
-        if sixteen_bit or x.max() > 255:
-            x = x / 257
-        im = Image.fromarray(x.round().clip(0, 255).astype(np.uint8))
+        im = to_8_bits(im, sixteen_bit)
 
     # Transparent pixels show white. Without this step they would show whatever colour lies under them.
     if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        white = Image.new('RGBA', im.size, (255, 255, 255, 255))
-        im = Image.alpha_composite(white, im)
-    return im.convert('RGB'), kind
+        im = over_white(im)
+    if im.mode != 'RGB':
+        im = im.convert('RGB')
+    return im, kind
+
+
+def bands(im):
+    """Boxes of a million pixels that cover an image from top to bottom: copies of one are small."""
+    height = max(1, 2 ** 20 // im.width)
+    return [(0, top, im.width, min(top + height, im.height)) for top in range(0, im.height, height)]
+
+
+def to_8_bits(im, sixteen_bit):
+    """A PIL image of more than 8 bits or of floats as one of 8 bits; PIL's own conversion clips it to 255.
+
+    Raises ValueError where floats are not finite.
+    """
+    def values(box):
+        return np.asarray(im.crop(box)).astype(np.float64)  # [rows, W]
+
+    most = np.array([values(box).max() for box in bands(im)]).max()
+    if not np.isfinite(most):
+        raise ValueError('it holds values that are not finite')
+    grey = Image.new('L', im.size)
+    for box in bands(im):
+        x = values(box)
+        if sixteen_bit or most > 255:
+            x = x / 257
+        grey.paste(Image.fromarray(x.round().clip(0, 255).astype(np.uint8)), box)
+    return grey
+
+
+def over_white(im):
+    """An image with transparency as an RGB one over white."""
+    rgb = Image.new('RGB', im.size)
+    for box in bands(im):
+        part = im.crop(box).convert('RGBA')
+        white = Image.new('RGBA', part.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, part).convert('RGB'), box)
+    return rgb
 
 
 def square(im, res, crop):
@@ -1005,14 +1260,16 @@ class Rows:
     base      the memory-mapped array; all processes of a machine share one copy of it, as it is read-only
     index     integer array [N], the rows of the file that are meant
     digest    a hash of the whole file
+    sums      RowSums of the file, which verify a row when it is read first; None of sets that have none
     """
     device = torch.device('cpu')
     dtype = torch.uint8
 
-    def __init__(self, base, index, digest):
+    def __init__(self, base, index, digest, sums=None):
         self.base = base
         self.index = index
         self.digest = digest
+        self.sums = sums
         self.shape = torch.Size((len(index), *base.shape[1:]))
         self.nbytes = self.shape.numel()
 
@@ -1030,11 +1287,13 @@ class Rows:
         index = self.base_rows(rows)
         x = torch.empty((*index.shape, *self.shape[1:]), dtype=torch.uint8)
         np.take(self.base, index, 0, x.numpy(), 'clip')  # the mode 'raise' would make a second copy
+        if self.sums is not None:
+            self.sums.verify(x.numpy(), index)
         return x
 
     def part(self, rows):
         """Rows for these rows; nothing is read."""
-        return Rows(self.base, self.base_rows(rows), self.digest)
+        return Rows(self.base, self.base_rows(rows), self.digest, self.sums)
 
     @property
     def fingerprint(self):
@@ -1052,13 +1311,89 @@ class Rows:
         return x
 
 
-def read_converted(data, root, res, crop, strict):
+class RowSums:
+    """The CRC-32 of each row of a file of images, with which a row is compared when it is read first.
+
+    path      the file, for the sentence that names it
+    values    uint32 [N]
+    """
+
+    def __init__(self, path, values):
+        self.path = path
+        self.values = values
+        self.is_verified = np.zeros(len(values), bool)
+
+    def verify(self, x, index):
+        """Exit with code 2 where a row of x, uint8 [n, 3, H, W], is not as it was written; index: n rows."""
+        index = np.atleast_1d(index)
+        pixels = x.reshape(len(index), -1)
+        for i in np.flatnonzero(~self.is_verified[index]):
+            if zlib.crc32(pixels[i]) != self.values[index[i]]:
+                refuse_damaged(self.path, f'its row {index[i]} is not what was written', alone=True)
+        self.is_verified[index] = True
+
+
+# What set.json must hold, of the set and of each of its splits.
+SET_FORM = {'res': int, 'classes': list, 'splits': dict}
+SPLIT_FORM = {'n': int, 'labels': str, 'digest': str, 'skipped': list}
+
+
+def set_info(folder):
+    """What set.json says of a converted set, {} where it is not there. Exits with code 2 on a damaged one."""
+    path = f'{folder}/set.json'
+    if not os.path.lexists(path):
+        return {}
+    info = read_json(path)
+    why = what_is_wrong(info)
+    if why:
+        refuse_damaged(path, why)
+    return info
+
+
+def what_is_wrong(info):
+    """Why this cannot be what set.json holds, or None."""
+    if not info:
+        return 'it is no JSON object'
+    if info.get('seal', seal_of(info)) != seal_of(info):
+        return 'it is not what was written'
+    for key, kind in SET_FORM.items():
+        if type(info.get(key)) is not kind:
+            return f'its {key} is missing or of a wrong type'
+    for split in info['splits'].values():
+        for key, kind in SPLIT_FORM.items():
+            if not isinstance(split, dict) or type(split.get(key)) is not kind:
+                return f'its {key} is missing or of a wrong type'
+
+    texts = [info['classes'], info.get('notes', [])]
+    texts += [split['skipped'] for split in info['splits'].values()]
+    if any(not isinstance(lines, list) for lines in texts):
+        return 'its notes are no list'
+    if any(not isinstance(line, str) for line in sum(texts, [])):
+        return 'its lists hold something else than texts'
+    if 'train' not in info['splits'] or not info['classes']:
+        return 'it has no training images or no classes'
+    return None
+
+
+def seal_of(info):
+    """A hash of all that set.json holds but for itself."""
+    rest = {key: value for key, value in info.items() if key != 'seal'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_damaged(path, why, alone=False):
+    """Exit with code 2: a file of a converted set is not as it was written."""
+    refuse(f'{path} is damaged ({why}): remove {os.path.dirname(path)} and convert it again', alone=alone)
+
+
+def read_converted(data, root, res, crop, strict, verify=False):
     """`read_set` of a converted set, by its name or folder: its labels are read, of its images nothing.
 
-    Exits with code 2 where the set is not there, is damaged, or contradicts an argument.
+    The images of a small set are read to verify them, and with `verify` those of every set. Exits with code 2
+    where the set is not there, is damaged, or contradicts an argument.
     """
     path = converted_folder(data, root, res)
-    info = read_json(f'{path}/set.json')
+    info = set_info(path)
     if not info:
         refuse_unfinished(data, root, res)
     if info['res'] != res:
@@ -1073,16 +1408,77 @@ def read_converted(data, root, res, crop, strict):
         skipped = about['skipped']
         if strict and skipped:
             refuse(f'--strict: {len(skipped)} images of {path} could not be read: {skipped[0]}')
-        try:
-            base = np.load(f'{path}/{split}.npy', mmap_mode='r')
-            labels = np.load(f'{path}/{about["labels"]}')
-        except (OSError, ValueError, EOFError) as e:
-            refuse(f'--data {data}: {path} is damaged ({e}): remove it and convert it again')
-        rows = Rows(np.asarray(base), np.arange(len(base)), about['digest'])
-        splits[split] = Split(rows, labels)
+        splits[split] = open_split(f'{path}/{split}.npy', about, info)
+        is_small = splits[split].images.nbytes <= SMALL_SET and 'sums' in about
+        if verify or is_small:
+            found = verify_split(f'{path}/{split}.npy', about, splits[split].images)
+            report += found if verify else []
         report += skipped_report(skipped)
     report += info.get('notes', [])
     return splits['train'], splits.get('val'), info['classes'], report
+
+
+def open_split(path, about, info):
+    """The Split in the file PATH.npy of a converted set, of which set.json says `about`.
+
+    Exits with code 2 where a file is missing or not as it was written; rows are verified later.
+    """
+    folder = os.path.dirname(path)
+    n = about['n']
+    try:
+        check_regular(os.stat(path))
+        base = np.load(path, mmap_mode='r')
+        whole = base.offset + base.nbytes == os.path.getsize(path)
+        shape = (n, 3, info['res'], info['res'])
+        if base.shape != shape or base.dtype != np.uint8 or not base.flags.c_contiguous or not whole:
+            raise ValueError(f'it does not hold {n} images of {info["res"]} px')
+
+        path = f'{folder}/{about["labels"]}'
+        labels = load_sealed(path, about)
+        inside = (labels >= 0) & (labels < len(info['classes']))
+        if labels.shape != (n,) or labels.dtype != np.int64 or not inside.all():
+            raise ValueError(f'it does not hold the classes of {n} images')
+
+        sums = None
+        if 'sums' in about:
+            path = f'{folder}/{about["sums"]}'
+            values = load_sealed(path, about)
+            sums = RowSums(f'{folder}/{os.path.basename(base.filename)}', values)
+    except Exception as e:  # on a damaged header, numpy raises exceptions of every type
+        refuse_damaged(path, e)
+    return Split(Rows(np.asarray(base), np.arange(n), about['digest'], sums), labels)
+
+
+def load_sealed(path, about):
+    """The array in a small file of a converted set. Raises OSError or ValueError where it is damaged."""
+    data = read_regular(path)
+    expected = about.get('sha256', {}).get(os.path.basename(path))
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError('it is not what was written')
+    return np.load(io.BytesIO(data))
+
+
+def verify_split(path, about, rows):
+    """Read all rows of a split, and return a sentence for the report. Exits with code 2 on damage.
+
+    A set of an earlier version has no sums, but the digest of all chunks. Where images were skipped, the
+    lengths of its chunks are not known.
+    """
+    if rows.sums is None and about['skipped']:
+        return [f'{path} cannot be verified: an earlier version converted it, and skipped some files']
+    digests = []
+    for start in range(0, len(rows), CHUNK):
+        x = rows[start:start + CHUNK]
+        if rows.sums is None:
+            digests.append(hashlib.sha256(x.numpy()).hexdigest())
+    if digests and joint_digest(digests) != about['digest']:
+        refuse_damaged(path, 'its images are not what was written')
+    return [f'{path}: {len(rows)} images are as they were written']
+
+
+def joint_digest(digests):
+    """The digest of a file whose chunks have these."""
+    return hashlib.sha256(''.join(digests).encode()).hexdigest()
 
 
 def refuse_unfinished(data, root, res):
@@ -1097,26 +1493,71 @@ def refuse_unfinished(data, root, res):
 # ---- converted sets: writing
 
 def read_json(path):
-    """What a JSON file holds, {} if the file is not there or torn."""
+    """The object that a JSON file holds, {} if the file is not there, torn, or holds something else."""
     try:
-        with open(path) as f:
-            return json.load(f)
-    except (OSError, ValueError):
+        value = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path, value):
-    """Write a JSON file beside its place, then rename it: a killed process leaves an old or a new file."""
-    with open(f'{path}.tmp', 'w') as f:
-        json.dump(value, f, indent=1)
-        sync(f)
-    os.replace(f'{path}.tmp', path)
+    """Write a JSON file: a killed process leaves an old or a new one."""
+    with beside(path) as f:
+        f.write(json.dumps(value, indent=1).encode())
+
+
+@contextlib.contextmanager
+def beside(path):
+    """A binary file to write, which gets the name `path` at the end, and is removed where the body fails.
+
+    Nobody sees a half of it, not even after a power cut. A device, such as /dev/null, is not replaced.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, 'wb') as f:
+            yield f
+        return
+    try:
+        with open(f'{path}.tmp', 'wb') as f:
+            yield f
+            sync(f)
+        os.replace(f'{path}.tmp', path)
+    except BaseException:
+        remove(f'{path}.tmp')
+        raise
+
+
+def remove(*paths):
+    """Remove files that may be there."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 def sync(f):
     """Return when the file is on the disk."""
     f.flush()
     os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def made_folder(path):
+    """Make a folder and those above it. Where the body fails, the new ones go again, if they are empty."""
+    missing = []
+    place = os.path.abspath(path)
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = os.path.dirname(place)
+    try:
+        os.makedirs(path, exist_ok=True)
+        yield
+    except BaseException:
+        if missing and os.path.isdir(path) and os.listdir(path) == ['lock']:
+            remove(f'{path}/lock')
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
 
 
 def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False, workers=None):
@@ -1126,11 +1567,13 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
         set.json           what the set is, written last
         SPLIT.npy          uint8 [N, 3, res, res], for the splits train and val
         SPLIT-labels.npy   int64 [N]
+        SPLIT-sums.npy     uint32 [N], the CRC-32 of each image, by which damage is seen
         lock               held by the process that writes
 
     workers is the number of threads that decode (default: one for each core). A conversion that was killed
-    continues where it was, and its files are the same bytes in the end. Exits with code 2 and one sentence on
-    bad input, and where `out` cannot be written.
+    continues where it was, and its files are the same bytes in the end; one that was interrupted before it
+    had done a CHUNK of files leaves nothing. Exits with one sentence, and code 2 on bad input and where `out`
+    is no place to write to, or code 1 where the disk fails.
     """
     out = out or converted_folder(data, root, res)
     check_conversion(data, res, crop, out, workers)
@@ -1152,8 +1595,7 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
     info['plan'] = hashlib.sha256(plan.encode()).hexdigest()
 
     try:
-        os.makedirs(out, exist_ok=True)
-        with lock_of(out):
+        with made_folder(out), lock_of(out):
             if read_json(f'{out}/set.json').get('plan') != info['plan']:
                 files, _ = splits['train']
                 sizes = survey_sizes(files, read_file)
@@ -1162,8 +1604,10 @@ def convert(data, root='datasets', res=32, crop='centre', out=None, strict=False
             for record in glob.glob(f'{glob.escape(out)}/*.part.json'):
                 os.remove(record)
     except OSError as e:
-        refuse(f'--out {out} cannot be written ({e}): make room, and the same command continues, '
-               'or name another place')
+        if e.errno in DISK_ERRORS:
+            refuse(f'--out {out} cannot be written, its disk is full or read-only ({e.strerror}): make room, '
+                   'and the same command continues, or name another place', code=1)
+        refuse(f'--out {out} cannot be written ({e}): name another place')
     return out
 
 
@@ -1174,8 +1618,9 @@ def check_conversion(data, res, crop, out, workers):
         refuse(f'{data} needs no conversion: train with --data {data} as it is')
     if by_name and crop == 'pad':
         refuse(f'--crop pad: {data} is cropped to its centre, as published; leave it out')
-    if res < 8 or workers is not None and workers < 1:
-        refuse(f'--res {res} or --workers {workers} is too small: use 8 or more px, 1 or more threads')
+    check_res(res)
+    if workers is not None and workers < 1:
+        refuse(f'--workers {workers} is too small: use 1 or more threads')
     if os.path.realpath(out) == os.path.realpath(data):
         refuse(f'--out {out} is the folder of the images: name another place')
 
@@ -1197,31 +1642,46 @@ def write_set(out, info, classes, splits, load_image, workers, strict):
         os.remove(f'{out}/set.json')  # that of another plan
 
     records = {}
+    sums = {}
     for split, (files, _) in splits.items():
-        records[split] = append_images(f'{out}/{split}', files, info, load_image, workers, strict)
+        path = f'{out}/{split}'
+        records[split], sums[split] = append_images(path, files, info, load_image, workers, strict)
     if not records['train']['rows']:
+        for split in splits:
+            remove(f'{out}/{split}.part', f'{out}/{split}.part.json')
         refuse(f'{info["name"]} holds no image that can be read: {records["train"]["skipped"][:5]}')
 
     info['splits'] = {}
     for split, (files, labels) in splits.items():
-        info['splits'][split] = finish_split(f'{out}/{split}', files, labels, records[split], info['res'])
-    write_json(f'{out}/set.json', {**info, 'classes': classes})
+        path = f'{out}/{split}'
+        info['splits'][split] = finish_split(path, files, labels, records[split], sums[split], info['res'])
+    info = {**info, 'classes': classes}
+    write_json(f'{out}/set.json', {**info, 'seal': seal_of(info)})
 
 
-def finish_split(path, files, labels, record, res):
-    """Finish the file of one split, and return what set.json says of it.
+def finish_split(path, files, labels, record, sums, res):
+    """Finish the files of one split, and return what set.json says of it.
 
-    Writes the labels of the rows and the header of PATH.part, which is then renamed to PATH.npy.
+    Writes the labels and sums of the rows and the header of PATH.part, which is then renamed to PATH.npy.
     """
     skipped = {file for file, _ in record['skipped']}
     kept = [label for file, label in zip(files, labels) if file not in skipped]
-    np.save(f'{path}-labels.npy', np.array(kept, np.int64))
+    name = os.path.basename(path)
+    arrays = {f'{name}-labels.npy': np.array(kept, np.int64), f'{name}-sums.npy': np.array(sums, np.uint32)}
+    hashes = {}
+    for file, array in arrays.items():
+        content = io.BytesIO()
+        np.save(content, array)
+        hashes[file] = hashlib.sha256(content.getvalue()).hexdigest()
+        with beside(os.path.join(os.path.dirname(path), file)) as f:
+            f.write(content.getvalue())
+
     with open(f'{path}.part', 'r+b') as f:
         write_header(f, record['rows'], res)
         sync(f)
     os.replace(f'{path}.part', f'{path}.npy')
-    digest = hashlib.sha256(''.join(record['chunks']).encode()).hexdigest()
-    return {'n': record['rows'], 'labels': f'{os.path.basename(path)}-labels.npy', 'digest': digest,
+    return {'n': record['rows'], 'labels': f'{name}-labels.npy', 'sums': f'{name}-sums.npy', 'sha256': hashes,
+            'digest': joint_digest(record['chunks']),
             'skipped': [f'{file} ({why})' for file, why in record['skipped']]}
 
 
@@ -1234,9 +1694,10 @@ def write_header(f, rows, res):
 
 
 def append_images(path, files, info, load_image, workers, strict):
-    """Write the pixels of the files to PATH.part, after what an earlier process left, and return the record.
+    """Write the pixels of the files to PATH.part, after what an earlier process left.
 
-    The record, which is written to PATH.part.json after every CHUNK of files, holds
+    Returns the CRC-32 of each row, a list, and before it the record, which is written to PATH.part.json after
+    every CHUNK of files, and holds
         files     the number of files that are done, readable or not
         rows      the number of images written
         skipped   [file, why] for each file that could not be read
@@ -1245,53 +1706,94 @@ def append_images(path, files, info, load_image, workers, strict):
     part = f'{path}.part'
     head = write_header(io.BytesIO(), 0, info['res'])  # bytes, for any number of rows
     row_bytes = 3 * info['res'] ** 2
-    record = resume_record(path, info['plan'], head, row_bytes)
+    record, sums = resume_record(path, info['plan'], files, head, row_bytes)
     first = record['files']
     chunk = hashlib.sha256()
     progress = Progress(path, first, len(files))
 
-    with open(part, 'ab') as f, ThreadPoolExecutor(workers) as pool:
-        # Cut off what came after the record. The header stays empty until finish_split writes it.
-        f.truncate(head + record['rows'] * row_bytes)
-        loaded = map_ahead(pool, load_image, files[first:], 4 * workers)
-        for done, (image, why) in enumerate(loaded, first + 1):
-            if image is None:
-                record['skipped'].append([files[done - 1], why])
-                if strict:
-                    break
-            else:
-                record['rows'] += 1
-                pixels = image.tobytes()
-                f.write(pixels)
-                chunk.update(pixels)
+    try:
+        with open(part, 'ab') as f, ThreadPoolExecutor(workers) as pool:
+            # Cut off what came after the record. The header stays empty until finish_split writes it.
+            f.truncate(head + record['rows'] * row_bytes)
+            loaded = map_ahead(pool, load_image, files[first:], 4 * workers)
+            for done, (image, why) in enumerate(loaded, first + 1):
+                if image is None:
+                    record['skipped'].append([files[done - 1], why])
+                    if strict:
+                        break
+                else:
+                    record['rows'] += 1
+                    pixels = image.tobytes()
+                    f.write(pixels)
+                    chunk.update(pixels)
+                    sums.append(zlib.crc32(pixels))
 
-            if done % CHUNK == 0 or done == len(files):
-                sync(f)  # before the record, which must not promise rows that are not there
-                record['files'] = done
-                record['chunks'].append(chunk.hexdigest())
-                write_json(f'{part}.json', record)
-                chunk = hashlib.sha256()
-            progress.show(done)
+                if done % CHUNK == 0 or done == len(files):
+                    sync(f)  # before the record, which must not promise rows that are not there
+                    record['files'] = done
+                    record['chunks'].append(chunk.hexdigest())
+                    write_json(f'{part}.json', record)
+                    chunk = hashlib.sha256()
+                progress.show(done)
 
-    if strict and record['skipped']:
-        file, why = record['skipped'][0]
-        refuse(f'--strict: {file} cannot be read ({why})')
-    return record
+        if strict and record['skipped']:
+            file, why = record['skipped'][0]
+            refuse(f'--strict: {file} cannot be read ({why})')
+    except BaseException:
+        if not read_json(f'{part}.json').get('files'):
+            remove(part, f'{part}.json')  # there is nothing to continue from
+        raise
+    return record, sums
 
 
-def resume_record(path, plan, head, row_bytes):
-    """Where a conversion resumes: the record of an earlier process if PATH.part fits it, else a new one."""
+def resume_record(path, plan, files, head, row_bytes):
+    """Where a conversion resumes: the record of an earlier process, and the CRC-32 of each of its rows.
+
+    Where PATH.part is not what that record says, a new record.
+    """
     part = f'{path}.part'
     record = read_json(f'{part}.json')
     if record.get('plan') == plan:
         if not os.path.exists(part) and os.path.exists(f'{path}.npy'):
             os.replace(f'{path}.npy', part)  # this split was finished, but the set was not
-        if os.path.exists(part) and os.path.getsize(part) >= head + record['rows'] * row_bytes:
-            return record
+        try:
+            return record, recorded_sums(part, record, files, head, row_bytes)
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            tell(f'{part} is written anew, as it is not what {part}.json says ({type(e).__name__}: {e})')
 
     record = {'plan': plan, 'files': 0, 'rows': 0, 'skipped': [], 'chunks': []}
-    write_json(f'{part}.json', record)  # before the first row, so that an old record never meets new rows
-    return record
+    try:
+        write_json(f'{part}.json', record)  # before the first row, so that an old record never meets new rows
+    except BaseException:
+        remove(f'{part}.json')
+        raise
+    return record, []
+
+
+def recorded_sums(part, record, files, head, row_bytes):
+    """The CRC-32 of each row that the record of a conversion promises.
+
+    Raises OSError, ValueError, KeyError or TypeError where the rows are not those that were written.
+    """
+    skipped = {file for file, _ in record['skipped']}
+    done = min(len(record['chunks']) * CHUNK, len(files))
+    if record['files'] != done:
+        raise ValueError(f'it records {record["files"]} files of {done}')
+    sums = []
+    with open(part, 'rb') as f:
+        f.seek(head)
+        for number, digest in enumerate(record['chunks']):
+            chunk = hashlib.sha256()
+            for file in files[number * CHUNK:(number + 1) * CHUNK]:
+                if file not in skipped:
+                    pixels = f.read(row_bytes)
+                    chunk.update(pixels)
+                    sums.append(zlib.crc32(pixels))
+            if chunk.hexdigest() != digest:
+                raise ValueError(f'chunk {number} differs')
+    if len(sums) != record['rows']:
+        raise ValueError(f'it holds {len(sums)} rows')
+    return sums
 
 
 def map_ahead(pool, function, items, n):
@@ -1332,7 +1834,7 @@ class Progress:
             bar = f"\r[{'#' * (20 * done // self.total):<20}] "
             end = '\n' if done == self.total else ''
         text = f'{self.what} {done}/{self.total}, {rate:.0f} images/s, {left} left '
-        print(bar + text, end=end, file=sys.stderr, flush=True)
+        tell(bar + text, end)
 
 
 # ---- batches, feeding and grids
@@ -1404,10 +1906,7 @@ def read_ahead(images, orders, device):
 
 
 def save_grid(path, images, columns=8):
-    """Write uint8 images [N, 3, H, W] as one PNG, from left to right and top to bottom, filled up with white.
-
-    The file is written beside its place and then renamed, so that nobody sees a half of it.
-    """
+    """Write uint8 images [N, 3, H, W] as one PNG, in reading order, filled up with white."""
     n, c, h, w = images.shape
     rows = -(-n // columns)  # rounded up
     sheet = np.full((rows * columns, h, w, c), 255, np.uint8)
@@ -1415,8 +1914,8 @@ def save_grid(path, images, columns=8):
     sheet = sheet.reshape(rows, columns, h, w, c)
     sheet = sheet.transpose(0, 2, 1, 3, 4)  # [rows, h, columns, w, c]
     sheet = sheet.reshape(rows * h, columns * w, c)
-    Image.fromarray(sheet).save(f'{path}.tmp', 'PNG')
-    os.replace(f'{path}.tmp', path)
+    with beside(path) as f:
+        Image.fromarray(sheet).save(f, 'PNG')
 
 
 # ---- python data/images.py: a conversion
@@ -1436,14 +1935,55 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     out = convert(args.data, args.root, args.res, args.crop, args.out, args.strict, args.workers)
-    info = read_json(f'{out}/set.json')
+    info = set_info(out)
     for split, about in info['splits'].items():
-        print(f'{out}: {about["n"]} images in {split}')
+        print(f'{printable(out)}: {about["n"]} images in {split}')
         for line in skipped_report(about['skipped']):
-            print(line)
+            print(printable(line))
     for line in info.get('notes', []):
-        print(line)
+        print(printable(line))
+
+
+def as_script(main):
+    """Call the main function of a script, and exit: what comes from outside ends in one sentence or in none.
+
+    The exit code is that of main; 129, 130 or 143 after a hang-up, Ctrl-C or kill; 141 where nobody reads
+    stdout any more; 1 where a disk fails.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, 'w'))
+        getattr(sys, name).reconfigure(errors='backslashreplace')  # for names that it cannot print
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
+    signals = [getattr(signal, name, None) for name in ('SIGHUP', 'SIGINT', 'SIGTERM')]  # Windows lacks some
+    signals = [number for number in signals if number and signal.getsignal(number) != signal.SIG_IGN]
+    for number in signals:
+        signal.signal(number, stop)
+    code = 0
+    try:
+        main()
+        sys.stdout.flush()
+    except SystemExit as e:
+        code = e.code
+    except BrokenPipeError:
+        code = 141
+    except OSError as e:
+        code = 1
+        path = printable(str(e.filename or 'stdout'))
+        tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
+
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)  # no traceback of Ctrl-C while Python ends
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try once more, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 if __name__ == '__main__':
-    main()
+    as_script(main)

@@ -13,8 +13,16 @@ which loads libfribidi.
 The files written are emoji.png, emoji-faces.png and emoji.json. One font, one list and one version of Pillow
 give the same bytes each time. The artwork is Apache-2.0 and the font OFL-1.1, see data/emoji/LICENSE.md.
 """
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C during the imports
+
 import argparse
+import contextlib
+import io
 import json
+import os
 import random
 import re
 import sys
@@ -59,22 +67,28 @@ def get_args(argv=None):
 
     check_file('--font', args.font, 'fonts-noto-color-emoji')
     check_file('--emoji-test', args.emoji_test, 'unicode-data')
-    if args.out.exists() and not args.out.is_dir():
+    if os.path.lexists(args.out) and not os.path.isdir(args.out):
         fail(f'--out {args.out} is not a folder; name a folder with --out.')
     return args
 
 
 def check_file(flag, path, package):
     """Exit with code 2 where the file of a flag is missing, which a Debian package holds."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, of a name of 300 letters, too
         fail(f'{flag} {path} is not a file; '
              f'install the Debian package {package} or name the file with {flag}.')
 
 
-def fail(sentence):
-    """End the program with one sentence and exit code 2."""
-    print(f'make_emoji.py: error: {sentence}', file=sys.stderr)
-    raise SystemExit(2)
+def fail(sentence, code=2):
+    """End the program with one sentence and an exit code."""
+    tell(f'make_emoji.py: error: {sentence}')
+    raise SystemExit(code)
+
+
+def tell(text):
+    """Print a text on stderr. Where stderr is closed or full, nobody reads it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 # ---- the list and the font
@@ -92,12 +106,16 @@ def read_list(path):
     line_of_emoji = re.compile(r'([0-9A-F ]+); fully-qualified +# \S+ E[\d.]+ (.+)')  # codes, status, name
     version = group = subgroup = ''
     entries = []
-    for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        fail(f'--emoji-test {path} is not the list of Unicode ({error}); name another with --emoji-test.')
+    for line in text.splitlines():
         match = line_of_emoji.match(line)
         if match:
             codes, name = match.groups()
-            text = ''.join(chr(int(code, 16)) for code in codes.split())
-            entries.append(Entry(group, subgroup, text, name))
+            emoji = ''.join(chr(int(code, 16)) for code in codes.split())
+            entries.append(Entry(group, subgroup, emoji, name))
         elif line.startswith('# Version: '):
             version = line.split()[-1]
         elif line.startswith('# group: '):
@@ -242,7 +260,9 @@ def save_atlas(path, tiles, columns):
     blank = np.full((-len(tiles) % columns, size, size, 3), 255, np.uint8)
     grid = np.concatenate([tiles, blank]).reshape(-1, columns, size, size, 3)
     grid = grid.swapaxes(1, 2)  # [rows, S, columns, S, 3]
-    Image.fromarray(grid.reshape(-1, columns * size, 3)).save(path, optimize=True)
+    content = io.BytesIO()
+    Image.fromarray(grid.reshape(-1, columns * size, 3)).save(content, 'PNG', optimize=True)
+    write_file(path, content.getvalue())
 
 
 def describe(entries, base, classes, **settings):
@@ -261,7 +281,24 @@ def save_json(path, about):
     """Write compact JSON with one line for each list, so that a change shows as a few lines."""
     text = json.dumps(about, ensure_ascii=False, separators=(',', ':'))
     text = re.sub(r'\{|[]}],(?=")', r'\g<0>\n', text)
-    path.write_text(text + '\n', encoding='utf-8')
+    write_file(path, (text + '\n').encode())
+
+
+def write_file(path, content):
+    """Write a file beside its place, then rename it. Exits with code 1 where the disk fails."""
+    part = f'{path}.tmp'
+    try:
+        with open(part, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        fail(f'{path} cannot be written ({error.strerror}); make room on that disk, or name a folder '
+             'on another one with --out.', code=1)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(part)  # where it was not renamed
 
 
 def print_histogram(classes, fields):
@@ -292,7 +329,10 @@ def main(argv=None):
         fail(f'--emoji-test {args.emoji_test} and --font {args.font} share {len(faces)} faces of the '
              f'{FACE_TRAIN + FACE_TEST_MIN} needed; take the list and font of Unicode 15 or newer.')
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f'--out {args.out} cannot be made ({error.strerror}); name another folder with --out.')
     classes = list(dict.fromkeys(entry.group for entry in drawn))  # in Unicode order
     about = {'font': font.getname()[0], 'font_version': font_version(args.font), 'unicode': version}
     sets = {'emoji': make_emoji(args.out, drawn, classes),
@@ -304,5 +344,46 @@ def main(argv=None):
     print('emoji-faces:', dict(Counter(sets['emoji-faces']['split'])))
 
 
+def as_script(main):
+    """Call the main function of a script, and exit: what comes from outside ends in one sentence or in none.
+
+    The exit code is that of main; 129, 130 or 143 after a hang-up, Ctrl-C or kill; 141 where nobody reads
+    stdout any more; 1 where a disk fails.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, 'w'))
+        getattr(sys, name).reconfigure(errors='backslashreplace')  # for names that it cannot print
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
+    signals = [getattr(signal, name, None) for name in ('SIGHUP', 'SIGINT', 'SIGTERM')]  # Windows lacks some
+    signals = [number for number in signals if number and signal.getsignal(number) != signal.SIG_IGN]
+    for number in signals:
+        signal.signal(number, stop)
+    code = 0
+    try:
+        main()
+        sys.stdout.flush()
+    except SystemExit as e:
+        code = e.code
+    except BrokenPipeError:
+        code = 141
+    except OSError as e:
+        code = 1
+        path = e.filename or 'stdout'
+        tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
+
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)  # no traceback of Ctrl-C while Python ends
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try once more, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
 if __name__ == '__main__':
-    main()
+    as_script(main)

@@ -90,10 +90,21 @@ def get_args(argv=None):
                    help=', '.join(EXPERIMENTS) + ', all')
     p.add_argument('--scale', choices=SCALES, default='demo',
                    help='smoke: seconds a training; demo: small; paper: as published')
-    p.add_argument('--seeds', type=int, nargs='+', default=[0],
+    p.add_argument('--seeds', type=whole(0, 10 ** 18), nargs='+', default=[0],
                    help='each fixes initial weights, subset and z: the rows of a seed are paired')
-    p.add_argument('--steps', type=int, help='G updates of every training at the scales smoke and demo')
+    p.add_argument('--steps', type=whole(1, 10 ** 9),
+                   help='G updates of every training at the scales smoke and demo')
     return p.parse_args(argv)
+
+
+def whole(least, most):
+    """A type of argparse: whole numbers from `least` to `most`.  loop.py has such checks, but needs torch."""
+    def number(text):
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f'{value} is out of range: use one from {least} to {most:g}')
+        return value
+    return number
 
 
 class Family:

@@ -35,6 +35,7 @@ from runs import collect                                       # noqa: E402
 
 MAPS = 8                                                       # four quarter turns, mirrored or not
 BATCH = 64                                                     # of the classifier's training
+RANGES = {'samples': '[1, 1e6]', 'steps': '[1, 1e6]'}          # see loop.check_ranges
 
 
 def get_args(argv=None):
@@ -46,6 +47,8 @@ def get_args(argv=None):
     p.add_argument('--samples', type=int, default=1000, help='generated images of each run')
     p.add_argument('--steps', type=int, default=600, help='training steps of the classifier, 64 images each')
     args = p.parse_args(argv)
+    loop.check_ranges(args, RANGES)
+    loop.check_output('--out', args.out, folder=True)
 
     found = []
     for folder in args.runs:

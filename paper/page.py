@@ -43,7 +43,9 @@ def get_args(argv=None):
     if not os.path.isfile(args.rows):
         loop.refuse(f'--rows {args.rows}: no such file; make it with '
                     f'python paper/experiments.py {args.name} > {args.rows}')
-    args.out = args.out or f'runs/report/{args.name}'
+    if args.out is None:
+        args.out = f'runs/report/{args.name}'
+    loop.check_output('--out', args.out, folder=True)
     return args
 
 
@@ -98,7 +100,7 @@ def lack_notes(rows):
 
 def experiment_page(args):
     """The lines of the page, and those of its tables."""
-    with open(args.rows) as f:
+    with open(args.rows, errors='replace') as f:
         rows = expected_rows(args.name, f)
     os.makedirs(args.out, exist_ok=True)
     runs, notes = add_points(rows)

@@ -105,10 +105,8 @@ def test_noise_has_the_asked_spread_and_keeps_the_gradient():
 
 
 @pytest.mark.parametrize('flags, word', [
-    (['--adv-step', '.1'], '--advaug'), (['--advaug', 'gd', '--adv-pgd', '0'], '--adv-pgd 0'),
-    (['--advaug', 'g', '--adv-cut-d', '2'], '--adv-cut-d'), (['--advaug', 'gd', '--adv-step', '0'], '--adv-step 0'),
-    (['--advaug', 'd', '--adv-noise', '.01', '--adv-pgd', '3'], '--adv-noise'),
-    (['--advaug', 'gd', '--adv-eps', '-1'], '--adv-eps')])
+    (['--adv-step', '.1'], '--advaug'), (['--advaug', 'g', '--adv-cut-d', '2'], '--adv-cut-d'),
+    (['--advaug', 'd', '--adv-noise', '.01', '--adv-pgd', '3'], '--adv-noise')])
 def test_flags_that_would_do_nothing_are_named(flags, word):
     p = advaug.add_flags(argparse.ArgumentParser())
     assert word in advaug.contradiction(p.parse_args(flags), p.get_default)

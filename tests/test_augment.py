@@ -554,10 +554,8 @@ def test_a_fixed_p_stays_and_a_restored_controller_goes_on_as_if_never_stopped()
 @pytest.mark.parametrize('flags, word', [
     (['--ada-target', '.5'], '--ada-target 0.5'), (['--aug', 'diffaug', '--ada-p', '.5'], '--ada-p 0.5'),
     (['--aug', 'ada', '--ada-p', '.5', '--ada-kimg', '3'], '--ada-kimg 3.0'), (['--aug-on', 'd'], '--aug-on d'),
-    (['--aug', 'ada', '--aug-policy', 'translation'], "'translation'"), (['--aug', 'ada', '--ada-p', '2'], '--ada-p 2'),
-    (['--aug', 'diffaug', '--aug-policy', 'bgc'], "'bgc'"), (['--aug', 'ada', '--ada-pmax', '0'], '--ada-pmax 0'),
-    (['--aug', 'ada', '--ada-kimg', '0'], '--ada-kimg 0'), (['--aug', 'ada', '--ada-target', '1'], '--ada-target 1'),
-    (['--aug-policy', 'cutout'], '--aug-policy cutout'), (['--aug', 'ada', '--ada-interval', '0'], '--ada-interval 0')])
+    (['--aug', 'ada', '--aug-policy', 'translation'], "'translation'"),
+    (['--aug', 'diffaug', '--aug-policy', 'bgc'], "'bgc'"), (['--aug-policy', 'cutout'], '--aug-policy cutout')])
 def test_flags_of_augmentation_that_do_nothing_or_cannot_be_are_named(flags, word):
     p = augment.add_flags(argparse.ArgumentParser())
     assert word in augment.contradiction(p.parse_args(flags), p.get_default)

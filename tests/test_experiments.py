@@ -149,6 +149,18 @@ def test_unknown_names_and_scales_are_refused(place):
         assert done.returncode == 2 and not ran and done.stderr.strip()
 
 
+def test_variables_that_mean_nothing_are_refused_by_name(place):
+    for setting in ('STEPS=0', 'STEPS=-1', 'STEPS=abc', 'STEPS=08', 'STEPS=1 2', 'GPUS=0', 'GPUS=abc',
+                    'JOBS=0', 'JOBS=-1', 'SCALE=abc', 'STAGE=5', 'SEEDS=-1', 'SEEDS=abc', 'SEEDS=0 *', 'SEEDS=0-2'):
+        name, value = setting.split('=')
+        for words in (['demo'], ['--dry-run', 'table4']):
+            done, ran = run_all(place, *words, **{name: value})
+            assert done.returncode == 2 and not ran and not done.stdout, setting
+            assert done.stderr.startswith(f'error: {setting}: use '), done.stderr
+    done, _ = run_all(place, '--dry-run', 'table6', SEEDS=' 0  1 ', STEPS='', GPUS='2', JOBS='3')
+    assert done.returncode == 0 and '--nproc_per_node 2' in done.stdout and '--seed 1' in done.stdout
+
+
 def test_quick_tests_are_those_that_are_not_marked_slow(place):
     (place / 'tests').mkdir()
     (place / 'pytest.ini').write_text('[pytest]\nmarkers = slow\n')

@@ -265,11 +265,31 @@ def test_what_finds_nothing_or_contradicts_the_method_is_refused(found, capsys):
         (['--eb-every', 5], ['--eb-every 5', 'early-bird']),
         (['--method', 'early-bird', '--eb-every', 0], '--eb-every 0'),
         (['--method', 'early-bird', '--eb-threshold', -1], '--eb-threshold -1'),
-        (['--small-dense', like], ['--small-dense', '--ch-g 8'])]
+        (['--small-dense', like], ['--small-dense', '--ch-g 8']),
+        (['--rho', 1e-300], ['--rho 1e-300', 'round 1 would prune not one']), (['--rho', 'nan'], '--rho nan'),
+        (['--rho', .999999], ['--rho 0.999999', 'would leave']), (['--rounds', 99], '--rounds 99'),
+        (['--method', 'early-bird', '--eb-threshold', 'inf'], '--eb-threshold inf')]
     all_refused(capsys, lambda flags: find_ticket.get_args(['sngan', *TINY['sngan'], *flags]), table)
     biggan = ['biggan', '--data', 'emoji', *SLIM]
     all_refused(capsys, find_ticket.get_args, [
         (biggan, ['--slim', 'biggan', 'sngan']), (['vgg', '--data', 'emoji'], 'vgg')])
+
+
+def test_unusable_data_and_scores_are_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs('photos/empty')
+
+    def call(flags):
+        words = ['sngan', *TINY['sngan'], '--rounds', '1', '--steps', '1', *flags]
+        find_ticket.main(find_ticket.get_args(words))
+    all_refused(capsys, call, [
+        (['--data', 'missing'], 'missing'), (['--data', 'photos'], 'photos'),
+        (['--data', 'n' * 300], 'nnn'), (['--metrics', 'fid', '--features', 'inception'], 'inception'),
+        (['--metrics', 'fid', '--features', 'effnet', '--data', 'photos'], 'photos'),
+        (['--method', 'oneshot', '--is-splits', '0'], '--is-splits 0'),
+        (['--method', 'init', '--metrics', 'x'], 'x'),
+        (['--method', 'init', '--rewind', '1', '--steps', '2', '--data', 'missing'], 'missing')])
+    assert os.listdir() == ['photos'] and os.listdir('photos') == ['empty']
 
 
 # ---- other starts from a ticket

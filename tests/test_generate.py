@@ -326,7 +326,11 @@ def test_the_training_images_must_be_those_of_the_run(runs, tmp_path, monkeypatc
     (['RUN', '--interpolate', '1,2', '--seeds', '1'], '--seeds 1'), (['RUN', '--each', 'x', '--out', 'y'], '--out y'),
     (['RUN', '--interpolate', '1,2', '--out', 'x.avi'], 'x.avi'), (['RUN', '--out', 'loop.gif'], 'loop.gif'),
     (['RUN', '--out', 'nowhere/x.png'], 'nowhere/x.png'), (['RUN', '--truncation-cutoff', '2'], '--psi'),
-    (['RUN', '--noise', 'random', '--mix', '1', '2'], '--noise random'), (['RUN', '--mix', 'a', '2'], '--mix a')])
+    (['RUN', '--noise', 'random', '--mix', '1', '2'], '--noise random'), (['RUN', '--mix', 'a', '2'], '--mix a'),
+    (['RUN', '--psi', 'nan'], '--psi nan'), (['RUN', '--psi', 'inf'], '--psi inf'),
+    (['RUN', '--columns', '1' + '0' * 30], '--columns 1'), (['RUN', '--seeds', '0-999999999999'], 'too many'),
+    (['RUN', '--seeds', '0-999999,5'], 'too many'), (['RUN', '--seeds', '9' * 5000], 'numbers go up to'),
+    (['RUN', '--seeds', '1' + '0' * 30], 'numbers go up to'), (['RUN', '--seeds', '\xb2'], '--seeds \xb2')])
 def test_contradictions_must_be_refused_in_one_sentence(argv, words, tmp_path, capsys):
     torch.save({}, tmp_path / 'last.pt')
     refused(capsys, lambda: generate.get_args([str(tmp_path) if a == 'RUN' else a for a in argv]), words)

@@ -25,7 +25,7 @@ ARROWS = {
     'report': {'runs', 'loop', 'files', *LEAVES},
 }
 COMMON_NAMES = {'forward', 'backward', 'split', 'stages', 'state', 'load', 'main', 'get_args', 'build',
-                'add_flags'}
+                'add_flags', 'RANGES'}
 
 
 def source_files():

@@ -71,10 +71,9 @@ def test_lecam_shares_its_anchors_between_micro_batches_and_pulls_D_back():
 
 
 @pytest.mark.parametrize('flags, word', [
-    (['--lecam-decay', '.5'], '--lecam-decay 0.5'), (['--lecam', '-2'], '--lecam -2'), (['--lecam', '0'], '--lecam 0'),
-    (['--lecam', '--lecam-decay', '1'], '--lecam-decay 1.0'), (['--lecam', '--lecam-start', '-1'], '--lecam-start -1'),
-    (['--lecam-form', 'released'], '--lecam-form released')])
-def test_flags_of_lecam_that_do_nothing_or_cannot_be_are_named(flags, word):
+    (['--lecam-decay', '.5'], '--lecam-decay 0.5'), (['--lecam-form', 'released'], '--lecam-form released'),
+    (['--margin', '.5', '--loss', 'logistic'], '--margin 0.5')])
+def test_flags_of_losses_that_do_nothing_are_named(flags, word):
     p = losses.add_flags(argparse.ArgumentParser())
     assert word in losses.contradiction(p.parse_args(flags), p.get_default)
 
@@ -82,6 +81,8 @@ def test_flags_of_lecam_that_do_nothing_or_cannot_be_are_named(flags, word):
 def test_lecam_without_a_weight_takes_the_published_one_of_the_loss():
     p = losses.add_flags(argparse.ArgumentParser())
     for loss, weight in (('hinge', .3), ('logistic', 3e-7)):
+        args = p.parse_args(['--loss', loss, '--lecam', '1'])
+        assert losses.contradiction(args, p.get_default) is None and args.lecam == 1
         args = p.parse_args(['--loss', loss, '--lecam'])
         assert losses.contradiction(args, p.get_default) is None and args.lecam == weight
 

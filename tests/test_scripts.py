@@ -145,7 +145,7 @@ def test_changed_flags_are_refused_by_name_and_restart_takes_them(copied, ticket
         (['--lr-g', '1e-3'], ['--lr-g was 0.0002, is 0.001', '--restart']),
         (['--frac', '30'], '--frac was 20, is 30'), (['--advaug', 'd'], "--advaug was 'none', is 'd'"),
         (['--mask', ticket], '--mask-hash was None'), (['--seed', '1'], '--seed was 0, is 1'),
-        (['--data-seed', '1'], '--data-fingerprint was')])
+        (['--data-seed', '1'], '--data-fingerprint was'), (['--steps', '1'], ['--steps 1', 'at step 2'])])
     assert equal(before, loop.load(copied / 'last.pt'))
     train(copied, '--steps', 1, '--restart', '--lr-g', '1e-3', '--mask', ticket)
     assert loop.load(copied / 'last.pt')['args']['lr_g'] == 1e-3

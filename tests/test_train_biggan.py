@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (METHOD, SCORE, TINY, all_refused, equal, find, parsed, pruned_weights_are_zero, refused,
-                     same_runs, train, without)
+                     same_runs, script, train, without)
 from PIL import Image
 
 import gan
@@ -20,6 +20,7 @@ import prune
 import report
 import train_biggan
 import train_sngan
+import train_stylegan2
 from data import images
 
 train = functools.partial(train, 'biggan')
@@ -78,6 +79,33 @@ def test_the_preset_of_a_folder_follows_its_resolution_or_that_of_its_ticket(tmp
     torch.save({**loop.load(ticket), **other}, tmp_path / 't.pt')
     args = train_biggan.get_args(['--data', folder, '--mask', str(tmp_path / 't.pt')])
     assert (args.preset, args.res, args.batch, args.ch_g) == ('tiny-imagenet', 64, 256, 8)
+
+
+def test_weights_of_another_model_or_of_other_classes_are_refused(tmp_path, capsys):
+    two = class_folders(tmp_path / 'two', count=3)
+    saved = {}
+    for model in TINY:
+        nets = dict(zip('GD', script(model).build(parsed(model))))
+        weights = {name: net.state_dict() for name, net in nets.items()}
+        file = tmp_path / f'{model}.pt'
+        torch.save({'model': model, 'args': vars(parsed(model)), **weights}, file)
+        saved[model] = ['--init-from', file]
+        torch.save({'model': model, 'args': vars(parsed(model)), 'init': weights, 'mask': {'G': {}, 'D': {}},
+                    'data': None}, tmp_path / f'{model}-ticket.pt')
+    for model in TINY:
+        all_refused(capsys, lambda flags, model=model: parsed(model, *flags), [
+            (saved[other], [f'--init-from {tmp_path}/{other}.pt is of {other}', f'train_{other}.py'])
+            for other in TINY if other != model])
+
+    of_two = [*without(TINY['biggan'], '--data', '--frac'), '--data', two]
+    all_refused(capsys, lambda flags: train_biggan.get_args([*of_two, *flags]), [
+        (saved['biggan'], [f'--init-from {tmp_path}/biggan.pt has 9 classes', 'has 2'])])
+    cond = ['--cond', '--data', two]
+    dense = ['--small-dense', tmp_path / 'stylegan2-ticket.pt']
+    flags = without(TINY['stylegan2'], '--data', '--frac', '--ch-g', '--ch-d')
+    all_refused(capsys, lambda more: train_stylegan2.get_args([*flags, *more]), [
+        ([*cond, *saved['stylegan2']], ['--cond: --init-from', 'has no classes', 'has 2']),
+        ([*cond, *dense], ['--cond: --small-dense', 'has no classes', 'has 2'])])
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, ticket, capsys):
