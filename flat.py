@@ -42,7 +42,7 @@ def world():
 
 def micro_batches(n, micro=None):
     """Slices that cut n images into micro-batches of `micro` images; one slice without `micro`."""
-    micro = micro or n
+    micro = min(micro or n, n)
     return [slice(start, start + micro) for start in range(0, n, micro)]
 
 

@@ -304,10 +304,20 @@ def most_memory(args):
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
+def check_gpus():
+    """Exit 2 where torchrun has started more processes on this machine than it has GPUs."""
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    gpus = torch.cuda.device_count()
+    if here > gpus:
+        refuse(f'{here} ranks are on this machine, torch sees {gpus} GPUs: use torchrun --nproc_per_node {gpus}, '
+               'or --device cpu')
+
+
 def launch(args):
     """Start the process group, choose precision and determinism; sets args.precision; returns the device."""
     device, backend = torch.device('cpu'), 'gloo'
     if args.device == 'cuda' or (args.device == 'auto' and torch.cuda.is_available()):
+        check_gpus()
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(device)
@@ -478,9 +488,11 @@ def settle(net, batches):
     net.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None                          # a cumulative average, not an exponential one
     with torch.no_grad():
-        for batch in batches:
+        for k, batch in enumerate(batches, 1):
+            # A cumulative average.  torch's own (momentum None) would wait for the device at every norm.
+            for norm in norms:
+                norm.momentum = 1 / k
             net(*batch)
     return net.eval()
 

@@ -152,12 +152,11 @@ def main(args):
 
     # This rank's batches: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
-    x = torch.empty(n, 3, args.res, args.res, device=job.device)
+    x = torch.zeros(n, 3, args.res, args.res, device=job.device)
     x = x.to(memory_format=torch.channels_last)
-    z = torch.empty(n, job.z_dim, device=job.device)
-    y = torch.empty(n, device=job.device, dtype=torch.int64)
-    y_fake = torch.empty(n, device=job.device, dtype=torch.int64)
-    parts = flat.micro_batches(n, args.batch_gpu)
+    z = torch.zeros(n, job.z_dim, device=job.device)
+    y = torch.zeros(n, device=job.device, dtype=torch.int64)
+    y_fake = torch.zeros(n, device=job.device, dtype=torch.int64)
 
     def draw_latents(rng):
         loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
@@ -175,7 +174,9 @@ def main(args):
     def g_step(part):                                                  # Eq. 3 and Eq. 4
         return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)
 
-    reals = job.reals()
+    reals = job.reals()                               # the images take their memory, and the updates the rest
+    parts = flat.micro_batches(n, trainer.fit_memory(job, [(D, d_step, n), (G, g_step, n)]))
+    job.begin()
     for step in run.iterations(job.nets, job.sums, job.state):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):

@@ -420,15 +420,16 @@ def main(args):
         with context():
             return pl_loss(job, z[half], take(y_fake, half))
 
-    phases = [(G, g_step), (D, d_step)]
+    phases = [(G, g_step, n), (D, d_step, n)]
     if pl_apart:
-        phases.append((G, pl_step))
+        phases.append((G, pl_step, n))
     if r1_apart:
-        phases.append((D, r1_step))
-    parts = flat.micro_batches(n, trainer.fit_memory(job, n, phases))
+        phases.append((D, r1_step, n))
+    reals = job.reals()                               # the images take their memory, and the updates the rest
+    parts = flat.micro_batches(n, trainer.fit_memory(job, phases))
     say_group(args, run, parts[0].stop)
+    job.begin()
 
-    reals = job.reals()
     mining = args.transfer == 'minegan'
     for step in run.iterations(job.nets, job.sums, job.state):
         if mining and step > args.mine_steps:

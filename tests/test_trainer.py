@@ -398,11 +398,12 @@ def test_reals_are_shown_by_class_and_a_small_class_repeats():
 def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
     D = sngan.Discriminator(8)
     before = copy.deepcopy(D.state_dict())
-    values = trainer.accuracies(D, train=(torch.randn(5, 3, 16, 16),), gen=(torch.randn(5, 3, 16, 16),))
+    values = trainer.accuracies(D, train=[(torch.randn(5, 3, 16, 16),)], gen=[(torch.randn(5, 3, 16, 16),)])
     assert set(values) == {'D_train', 'acc_train', 'D_gen', 'acc_gen'} and D.training
     assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())
     judge = torch.nn.Sequential(torch.nn.Flatten(0))
-    seen = {'train': (torch.tensor([1., -1., 2.]),), 'gen': (torch.tensor([-1., -2., 3., 4.]),)}
+    seen = {'train': [(torch.tensor([1., -1.]),), (torch.tensor([2.]),)],
+            'gen': [(torch.tensor([-1., -2., 3., 4.]),)]}
     expected = {'D_train': 2 / 3, 'acc_train': 2 / 3, 'D_gen': 1., 'acc_gen': .5}
     assert trainer.accuracies(judge, **seen) == pytest.approx(expected)
 
