@@ -47,7 +47,6 @@ class Watch(TorchDispatchMode):
     def __init__(self, waits=True):
         super().__init__()
         self.waits = waits                            # whether waiting is refused
-        self.live = weakref.WeakKeyDictionary()       # {storage: bytes}
         self.bytes = self.peak = 0
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
@@ -55,23 +54,27 @@ class Watch(TorchDispatchMode):
         if self.waits:
             refuse_waiting(f, args, kwargs)
         result = f(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if torch.is_tensor(tensor) and tensor.device.type != 'cpu':
-                self.count(tensor.untyped_storage())
+        known = storages((args, kwargs))
+        for storage in storages(result):
+            if storage not in known:
+                self.count(storage)
         return result
 
     def count(self, storage):
         """Count a storage as long as it lives."""
-        if storage in self.live:
-            return
         n = storage.nbytes()
-        self.live[storage] = n
-        weakref.finalize(storage, self.forget, n)
         self.bytes += n
         self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self.forget, n)
 
     def forget(self, n):
         self.bytes -= n
+
+
+def storages(tree):
+    """The storages of the tensors of the device in a tree of arguments or results; views share theirs."""
+    tensors = [t for t in tree_leaves(tree) if torch.is_tensor(t)]
+    return {t.untyped_storage() for t in tensors if t.device.type != 'cpu'}
 
 
 PINNED = set()                                        # addresses of tensors that pin_memory has returned
@@ -171,3 +174,155 @@ def test_no_step_waits_for_the_device_or_mixes_it_with_the_cpu(
     args = script.get_args([*tiny, *flags, '--steps', '1', '--out', str(tmp_path / 'run')])
     G, D = script.main(args)
     assert watched == [1] and G.cuts and next(D.parameters()).device == META
+
+
+# ---- the memory of log lines, grids and updates
+
+@pytest.fixture
+def numbers(monkeypatch):
+    """Every number that is read is 1, where reading it is right: in a log line, a grid or a score."""
+    monkeypatch.setattr(torch.Tensor, 'item', lambda tensor: 1.)
+    monkeypatch.setattr(torch.Tensor, '__bool__', lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, 'cpu', lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+
+
+def peak(call):
+    """The most bytes that were alive during a call, beside what was there before."""
+    with Watch(waits=False) as watch:
+        call()
+    return watch.peak
+
+
+def images_of(args):
+    """A data set of black images, with as many held out."""
+    x = torch.zeros(128, 3, args.res, args.res, dtype=torch.uint8)
+    y = torch.arange(128) % (args.classes or 1)
+    return argparse.Namespace(
+        images=x, labels=y, holdout=x, holdout_labels=y, ref=x, ref_name='black',
+        name='black', classes=['black'] * (args.classes or 1), total=128, fingerprint='', index=[], report=[])
+
+
+def peaks(monkeypatch, tmp_path, model, *flags):
+    """GiB in fp32 of {update, log, grid} of a training; no step of it is made."""
+    script = importlib.import_module(f'train_{model}')
+    found = {}
+
+    def measured(name, owner, function):
+        call = getattr(owner, function)
+
+        def wrapper(*args):
+            with Watch(waits=False) as watch:
+                result = call(*args)
+            found[name] = watch.peak / GIB
+            return result
+        monkeypatch.setattr(owner, function, wrapper)
+
+    measured('update', trainer, 'largest_that_fits')
+    measured('log', trainer.Observer, 'notes')
+    measured('grid', trainer.Observer, 'draw_grid')
+    build = script.build
+    monkeypatch.setattr(script, 'build', lambda args: trainer.without_weights(build, args))
+    monkeypatch.setattr(trainer, 'load_data', images_of)
+    monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
+    monkeypatch.setattr(flat.Flat, 'update', lambda *args: None)
+    monkeypatch.setattr(flat.Flat, 'first_bad', lambda *args: None)
+    monkeypatch.setattr(loop.Sums, 'means', lambda *args: {})
+    monkeypatch.setattr(loop.Run, 'save', lambda *args, **kwargs: None)
+    script.main(script.get_args([*flags, '--steps', '1', '--metrics', 'none', '--out', str(tmp_path / 'run')]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model, flags, update, observer', [
+    ('stylegan2', '--data emoji-faces --preset auto --res 256', 6, 1.2),       # batch 16; without slices 8.8
+    ('stylegan2', '--data emoji-faces --preset auto --res 512', 12, 2.4),      # batch 8; without slices 32.4
+    ('biggan', '--data emoji --preset imagenet --res 128', 44, 5.5),           # batch 256
+])
+def test_a_log_line_and_a_grid_take_less_than_an_update(
+        tmp_path, monkeypatch, meta, numbers, model, flags, update, observer):
+    """update, observer: bounds in GiB.  An update in bf16 takes half as much, log lines and grids are fp32."""
+    found = peaks(monkeypatch, tmp_path, model, *flags.split())
+    assert found['update'] < update and max(found['log'], found['grid']) < observer, found
+    assert max(found['log'], found['grid']) < found['update'] / 2, found
+
+
+# ---- forward passes on fake CUDA tensors
+
+class FakeCuda(FakeTensorMode):
+    """FakeTensorMode that does not look for a GPU."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, True if name == 'avoid_device_init' else value)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Tensors on 'cuda' are fake, autocast acts as CUDA's does, and convolutions are cuDNN's."""
+    monkeypatch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *args: True)
+    monkeypatch.setattr(torch._C, '_select_conv_backend', lambda *args, **kwargs: torch._C._ConvBackend.Cudnn)
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', pin_memory)
+    return torch.device('cuda')
+
+
+def in_channels_last(*nets):
+    """Module.to would exchange tensors, which fake ones forbid."""
+    for net in nets:
+        for p in net.parameters():
+            if p.dim() == 4:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
+class Features(TorchDispatchMode):
+    """Fails where a feature of many channels and pixels is not bf16 and channels_last: it costs twice as much."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        result = f(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, (tuple, list)) else result
+        if f.overloadpacket.__name__ in ('convolution', 'add', 'relu', 'native_batch_norm', 'avg_pool2d'):
+            if first.dim() == 4 and first.shape[1] > 3 and first.shape[2] > 4:
+                self.seen += 1
+                assert first.dtype == torch.bfloat16, f'{f} {list(first.shape)} is {first.dtype}'
+                assert first.is_contiguous(memory_format=torch.channels_last), f'{f} {list(first.shape)}'
+        return result
+
+
+class Heads(TorchFunctionMode):
+    """Fails where CUDA's fused kernels of attention do not take the number of channels."""
+
+    seen = 0
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if f is F.scaled_dot_product_attention:
+            self.seen += 1
+            for tensor in args[:3]:
+                assert tensor.shape[-1] % 8 == 0 and tensor.dtype == torch.bfloat16, list(tensor.shape)
+        return f(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('model, flags', [
+    ('sngan', ['--data', 'emoji-faces', '--preset', 'paper', '--aug', 'diffaug']),
+    ('biggan', ['--data', 'emoji', '--preset', 'tiny-imagenet', '--res', '64']),
+    ('biggan', ['--data', 'emoji', '--preset', 'imagenet', '--res', '128'])])
+def test_features_are_bf16_and_channels_last_and_attention_takes_the_fused_kernels(cuda, model, flags):
+    script = importlib.import_module(f'train_{model}')
+    args = script.get_args(['--precision', 'bf16', '--metrics', 'none', *flags])
+
+    def context():
+        return loop.autocast(args, cuda)
+    with FakeCuda(), Features() as features, Heads() as heads, torch.device('cuda'):
+        G, D = script.build(args)
+        in_channels_last(G, D)
+        z = torch.zeros(4, G.z_dim)
+        x = torch.zeros(4, 3, args.res, args.res).contiguous(memory_format=torch.channels_last)
+        y = [torch.zeros(4, dtype=torch.int64)] if model == 'biggan' else []
+        sums = loop.Sums(cuda, *gan.SUMS)
+        with Watch(), context():
+            fake = G(z, *y)
+            loss_D = gan.d_loss(D, x, fake, args, sums, *y, *y)
+        with Watch():
+            loss_G = gan.g_loss(G, D, z, args, sums, context, *y)
+    assert loss_D.dtype == loss_G.dtype == torch.float32 and fake.shape == x.shape
+    assert features.seen > 50 and heads.seen == (4 if y else 0)
