@@ -191,6 +191,10 @@ def check_training_flags(args):
     if args.graph and (args.aug == 'ada' or args.lecam):
         loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
                     'leave it out')
+    on_gpu = args.device != 'cpu' and torch.cuda.is_available()
+    if args.deterministic and args.aug == 'ada' and on_gpu:
+        loop.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
+                    'leave one out, or give --device cpu')
     if args.graph and args.sync_bn:
         loop.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
                     'leave one out')

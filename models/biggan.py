@@ -289,6 +289,8 @@ class BlockD(nn.Module):
         self.sc = sn_conv(c_in, ch, 1) if down or c_in != ch else nn.Identity()
 
     def forward(self, x):                                      # [N, c_in, H, W]
+        if self.first and x.device.type != 'cpu':              # images that were augmented lie in planes
+            x = x.contiguous(memory_format=torch.channels_last)
         h = x if self.first else F.relu(x)
         if self.relu_shortcut:
             x = h

@@ -175,6 +175,8 @@ class BlockD(nn.Module):
         self.sc = normalised(nn.Conv2d(c_in, ch, 1)) if down else nn.Identity()
 
     def forward(self, x):                                      # [N, c_in, H, W]
+        if self.first and x.device.type != 'cpu':              # images that were augmented lie in planes
+            x = x.contiguous(memory_format=torch.channels_last)
         h = x if self.first else F.relu(x)
         h = self.c1(h)                                         # [N, C, H, W]
         h = F.relu(h)
