@@ -152,14 +152,16 @@ def watched(monkeypatch):
     return steps
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+ADA = ['--aug', 'ada', '--ada-p', '.5']
 REGULARISED = ['--preset', 'large', '--res', '16', '--pl-every', '2', '--r1-every', '2']
 TRAININGS = [
     ('sngan', METHOD),
-    ('sngan', ['--aug', 'ada', '--ada-p', '.5', '--lecam', '.1', '--mirror', '--batch-gpu', '4']),
     ('biggan', [*METHOD, '--mirror']),
-    ('biggan', ['--aug', 'ada', '--ada-p', '.5', '--d-pass', 'separate', '--adv-noise', '.01', '--advaug', 'gd']),
     ('stylegan2', METHOD),
-    ('stylegan2', [*REGULARISED, '--aug', 'ada', '--ada-p', '.5', '--cond', '--data', 'emoji', '--frac', '60']),
+    slow('sngan', [*ADA, '--lecam', '.1', '--mirror', '--batch-gpu', '4']),
+    slow('biggan', [*ADA, '--d-pass', 'separate', '--adv-noise', '.01', '--advaug', 'gd']),
+    slow('stylegan2', [*REGULARISED, *ADA, '--cond', '--data', 'emoji', '--frac', '60']),
 ]
 
 
@@ -364,6 +366,7 @@ def test_the_leak_meter_trains_and_measures_on_the_device(meta, numbers, monkeyp
     assert next(C.parameters()).device == META and leak.found_shares(C, x)['n'] == 70
 
 
+@pytest.mark.filterwarnings('ignore:Accessing the data pointer of FakeTensor')       # of deepcopy
 def test_samples_are_drawn_on_the_device_and_end_on_the_cpu(cuda):
     fake = FakeCuda()
     with fake, torch.device('cuda'):
