@@ -362,6 +362,8 @@ def test_features_and_their_statistics_stay_on_the_device(meta, numbers):
 
 def test_the_leak_meter_trains_and_measures_on_the_device(meta, numbers, monkeypatch):
     x = torch.zeros(70, 3, 16, 16, dtype=torch.uint8)
+    with Watch():
+        leak.apply_maps(torch.zeros(4, 3, 16, 16, device=META), torch.zeros(4, dtype=torch.int64, device=META))
     C = leak.train_classifier(x, 1, 'meta')
     assert next(C.parameters()).device == META and leak.found_shares(C, x)['n'] == 70
 

@@ -549,8 +549,12 @@ def test_a_trial_is_over_before_the_next_begins_and_the_ranks_meet_before_it(mon
     events, features = [], []
     net = Flat(torch.nn.Linear(4, 1), 1e-3)
 
+    def empty_cache():
+        assert not any(ref() is not None for ref in features)
+        events.append('emptied')
+
     def f(part):
-        events.append((part.stop - part.start, sum(ref() is not None for ref in features)))
+        events.append(part.stop - part.start)
         feature = torch.zeros(8)
         features.append(weakref.ref(feature))
         if part.stop - part.start > 3:
@@ -561,11 +565,38 @@ def test_a_trial_is_over_before_the_next_begins_and_the_ranks_meet_before_it(mon
         sums=sums_of_gan(), G=net, D=net, ada=None, lecam=None, run=Namespace(say=events.append))
     monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
     monkeypatch.setattr(loop, 'mean_over_ranks', lambda x: events.append('all-reduce'))
+    monkeypatch.setattr(torch.cuda, 'empty_cache', empty_cache)
     assert trainer.fit_memory(job, [(net, f, 12), (net, f, 24)]) == 3
-    sizes = [event[0] for event in events if isinstance(event, tuple)]
-    assert events[0] == 'all-reduce' and sizes[:3] == [12, 12, 6] and set(sizes[3:]) == {3}
-    assert not any(event[1] for event in events if isinstance(event, tuple))
+    assert events[:6] == ['all-reduce', 12, 'emptied', 12, 'emptied', 6] and events[6:8] == ['emptied', 3]
+    assert events[-2] == 'emptied'                             # room for what does not ask torch
     assert job.chunk == 2 and job.args.batch_gpu == 3 and '--batch-gpu 3' in events[-1]
+
+
+@pytest.mark.parametrize('model', ['sngan', 'biggan'])
+def test_the_micro_batch_is_found_before_the_first_grid_and_trains_as_if_it_were_asked_for(
+        tmp_path, monkeypatch, settled_on_two_batches, model):
+    flags = [*METHOD, '--steps', 2]
+    train(model, tmp_path / 'asked', *flags, '--batch-gpu', 2)
+    events, backward, draw_grid = [], Flat.backward, trainer.Observer.draw_grid
+
+    def small(self, f, parts):
+        events.append(parts[0].stop - parts[0].start)
+        if events[-1] > 2:
+            raise torch.OutOfMemoryError
+        return backward(self, f, parts)
+
+    def grid(self):
+        events.append(f'grid of {self.job.chunk} at a time')
+        return draw_grid(self)
+    monkeypatch.setattr(Flat, 'backward', small)
+    monkeypatch.setattr(trainer.Observer, 'draw_grid', grid)
+    monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
+    train(model, tmp_path / 'found', *flags)
+    assert events[:5] == [8, 4, 2, 2, 'grid of 2 at a time']
+    a, b = (loop.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
+    assert b['args']['batch_gpu'] == 2
+    for key in ('G', 'D', 'E', 'opt', 'state'):
+        assert equal(a[key], b[key]), key
 
 
 def test_observers_take_a_chunk_at_a_time_and_see_the_same(tmp_path):
