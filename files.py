@@ -147,8 +147,9 @@ def read_jsonl(path):
     records = []
     with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
-            if not line.endswith(b'\n'):
-                break                                 # the process was killed while it wrote this line
+            torn = not line.endswith(b'\n') and (line.startswith(b'{') or not line.strip(b'\0'))
+            if torn:
+                break                                 # the process was killed, or the power cut, at this line
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as e:

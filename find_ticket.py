@@ -36,6 +36,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
 
 import argparse
+import filecmp
 import functools
 import gc
 import glob
@@ -59,6 +60,7 @@ OWN_FLAGS = ('model', 'method', 'rho', 'prune', 'prunable', 'rank', 'rewind', 'e
 INHERITED = {'rounds': 5, 'rho': .2, 'prune': 'gd', 'prunable': 'conv'}
 
 ROUND = r'round\d+|early'                             # the names of the directories of trainings
+OWN_FILES = r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json'        # in --out, beside the rounds
 WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
 
@@ -260,6 +262,7 @@ def begin(args):
     nets = {'G': G, 'D': D}
     args.identity |= hashes
 
+    check_ticket_file(args)
     rank, _ = loop.world()
     if rank == 0:
         claim_finding(args.out)
@@ -322,6 +325,19 @@ def read_ticket(path):
     return loop.read(path, path, 'init', 'mask')
 
 
+def check_ticket_file(args):
+    """Exit 2 where the file of --ticket is not a ticket of this finding, which may replace its own ones alone."""
+    if not os.path.exists(args.ticket):
+        return
+    for own in glob.glob(f'{glob.escape(args.out)}/ticket*.pt'):
+        if filecmp.cmp(args.ticket, own, shallow=False):
+            return
+    other = loop.read(args.ticket, f'--ticket {args.ticket}', 'model', 'args', 'round', 'mask')
+    loop.refuse(f"--ticket {args.ticket} is the ticket of another finding ({other['model']} on "
+                f"{other['args'].get('data')}, round {other['round']}) than of {args.out}: "
+                'name another --ticket, or move that file away')
+
+
 def claim_finding(out):
     """Hold the directory of a finding and those of its rounds; exit 2 where another process writes there."""
     loop.claim(out)
@@ -335,7 +351,7 @@ def clear_finding(out):
     if not os.path.exists(f'{out}/args.json'):
         return
     for name in os.listdir(out):
-        if re.fullmatch(r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json', name):
+        if re.fullmatch(OWN_FILES, name):
             os.remove(f'{out}/{name}')
         elif re.fullmatch(ROUND, name):
             shutil.rmtree(f'{out}/{name}')
@@ -377,8 +393,7 @@ def get_args(argv=None):
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
     args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
-    if trainer.lies_in(args.out, args.ticket):
-        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
+    check_ticket(args)
     return args
 
 
@@ -478,6 +493,17 @@ def check_rounds(args):
                             'use a smaller rho, or fewer rounds')
 
 
+def check_ticket(args):
+    """Refuse a --ticket in the place of the directory, or of another file of this finding."""
+    if trainer.lies_in(args.out, args.ticket):
+        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
+    folder, name = os.path.split(os.path.realpath(args.ticket))
+    is_last = name == f'ticket{args.rounds}.pt'
+    if folder == os.path.realpath(args.out) and re.fullmatch(OWN_FILES, name) and not is_last:
+        loop.refuse(f'--ticket {args.ticket} is a file that the finding in --out {args.out} needs: '
+                    'use another name')
+
+
 def adopt_rounds(args):
     """Take the round of the --like ticket; returns the hash of its masks.  Exits 2 where it does not fit."""
     like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
@@ -501,6 +527,17 @@ def check_with_data(args, device):
         trainer.scores_on(flags, trainer.load_data(flags), device)
 
 
+def say_length(args):
+    """Say how many trainings of what length are still to be done."""
+    left = len(missing(args))
+    count = left
+    if args.method in WITHOUT_TRAINING:
+        count = 0
+    elif args.method != 'imp':
+        count = min(left, 1)
+    loop.say(f'{args.out}: {count} trainings of {args.flags.steps} steps are to be done, for {left} tickets')
+
+
 def main(args):
     """Make the tickets that are missing; returns the path of the last one."""
     if args.flags.check_data:
@@ -508,6 +545,7 @@ def main(args):
     device = loop.launch(args.flags)
     check_with_data(args, device)
     begin(args)
+    say_length(args)
     if args.method == 'imp':
         iterative_pruning(args)
     elif missing(args):                               # else nothing is trained again

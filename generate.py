@@ -62,7 +62,7 @@ RANGES = {
     'truncation_cutoff': '[1, 100]',
     'psi': '[-100, 100]'}
 MOST_NUMBERS = 10 ** 6                        # in a list such as 0-63
-LARGEST_NUMBER = 10 ** 18                     # of them: seeds have 63 bits
+MOST_DIGITS = 18                              # of one of them, because a seed has 63 bits
 
 FRAMES_PER_SECOND = 20
 SHEET_ROWS = 16
@@ -162,6 +162,9 @@ def read_numbers(args):
             setattr(args, name, parse_numbers(flag, text))
     if args.mix:
         args.mix = [parse_numbers('--mix', text) for text in args.mix]
+        if len(args.mix[0]) * len(args.mix[1]) > MOST_NUMBERS:
+            loop.refuse(f'--mix: {len(args.mix[0])} times {len(args.mix[1])} images are too many: '
+                        f'name at most {MOST_NUMBERS:,}')
     if args.interpolate and len(args.interpolate) < 2:
         loop.refuse('--interpolate: one seed makes no loop, name two or more')
 
@@ -173,8 +176,8 @@ def parse_numbers(flag, text, names=()):
         low, _, high = item.partition('-')
         high = high or low
         digits = low.isdecimal() and high.isdecimal()
-        if digits and max(len(low), len(high)) > len(str(LARGEST_NUMBER)):
-            loop.refuse(f'{flag} {text}: numbers go up to {LARGEST_NUMBER:,}')
+        if digits and max(len(low), len(high)) > MOST_DIGITS:
+            loop.refuse(f'{flag} {text}: use numbers of at most {MOST_DIGITS} digits')
         if digits and int(low) <= int(high):
             if int(high) - int(low) + len(found) >= MOST_NUMBERS:
                 loop.refuse(f'{flag} {text} are too many: name at most {MOST_NUMBERS:,}')
@@ -191,7 +194,7 @@ def chosen_classes(args, saved):
     """{class: name} as --classes asks for, by the run's subset.json; {} for an unconditional network."""
     count = saved['args'].get('classes') or 0
     if not count:
-        if args.classes:
+        if args.classes is not None:
             loop.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
         return {}
 
@@ -202,7 +205,7 @@ def chosen_classes(args, saved):
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise files.Damaged(f'{path} is damaged (it does not name {count} classes)')
     chosen = loop.shown(count).tolist()
-    if args.classes:
+    if args.classes is not None:
         chosen = parse_numbers('--classes', args.classes, names)
     if max(chosen) >= count:
         loop.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')

@@ -162,17 +162,24 @@ def why_unwritable(path, folder):
     if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
         return 'is too long'
     try:
-        if not folder and os.path.lexists(path) and not os.path.isfile(path):
+        above, name = os.path.split(path)
+        if not folder and (name in ('', '.', '..') or os.path.lexists(path) and not os.path.isfile(path)):
             return 'is a directory, or something else that is no file'
-        place = os.path.abspath(path if folder else os.path.dirname(path))
+        whole = os.path.join(os.getcwd(), path if folder else above)
+        place = whole
         while not os.path.lexists(place):
             place = os.path.dirname(place)            # the first folder above that is there
         if not os.path.isdir(place):
-            return 'is a file' if place == os.path.abspath(path) else f'lies below {place}, which is a file'
+            return 'is a file' if place == whole else f'lies below {place}, which is a file'
         with tempfile.TemporaryFile(dir=place):       # a file without a name
             return None
     except OSError as e:
         return f'cannot be written to disk ({e.strerror})'
+
+
+def may_use_gpu(args):
+    """Whether a training with these flags runs on a GPU: by the hardware, never by timing."""
+    return args.device != 'cpu' and torch.cuda.is_available()
 
 
 def refuse(sentence):
@@ -243,7 +250,9 @@ def script(main, get_args):
 def says_memory_is_short(e):
     """Whether an exception is of Python, torch or CUDA, and says that there is no memory left."""
     words = str(e).lower()
-    return isinstance(e, MemoryError) or 'out of memory' in words or "can't allocate memory" in words
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return 'out of memory' in words or "can't allocate memory" in words
 
 
 def memory_error(e):
@@ -823,7 +832,7 @@ class Run:
             files.write_json(self.path('args.json'), {
                 'command': command(), 'identity': same,
                 'args': vars(args), 'versions': versions(self.device)})
-        self.say(f'{self.out}: {json.dumps(vars(args))}')
+        self.say(f'{self.out}: all settings are in args.json')
 
     def path(self, name):
         """The path of a file of this run."""

@@ -381,7 +381,7 @@ def beside(path):
 
     Several processes may write it at a time. A device, such as /dev/null, is not replaced. Raises OSError.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if is_device(path):
         with open(path, 'wb') as file:
             yield file
         return
@@ -395,6 +395,12 @@ def beside(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(part)                                 # where it was not renamed
+
+
+def is_device(path):
+    """Whether a path is a device that takes what is written, such as /dev/null, or lies in /dev."""
+    in_dev = os.path.dirname(path) == '/dev'
+    return in_dev or os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
 
 
 def check_regular(path):
@@ -925,6 +931,10 @@ def pooled(a, b):
 
 # ---- references, their files and their cache
 
+# What a file of statistics records of a protocol.
+RECORDED = ('features', 'weights', 'quantise', 'resize')
+
+
 def reference(images, extractor, batch=64, keep=False, cache='none'):
     """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced.
 
@@ -987,7 +997,8 @@ def remembered(images, extractor, batch, keep, cache):
     found = None
     try:
         found = load_stats(path, extractor.device)
-        if (found.n, len(found.mu), found.protocol) != (len(images), extractor.dim, extractor.protocol):
+        protocol = {key: str(extractor.protocol[key]) for key in RECORDED if key in extractor.protocol}
+        if (found.n, len(found.mu), found.protocol or {}) != (len(images), extractor.dim, protocol):
             raise ValueError('it is of other images or another network')
     except FileNotFoundError:
         pass
@@ -1052,7 +1063,7 @@ def load_stats(path, device='cpu'):
         n = n or len(features)
 
     protocol = {}
-    for key in ('features', 'weights', 'quantise', 'resize'):
+    for key in RECORDED:
         if key in arrays and arrays[key].ndim == 0:         # other tools may store arrays under such names
             protocol[key] = str(arrays[key])
     return make_stats(n, mu, sigma, features, protocol=protocol or None)
@@ -1656,12 +1667,23 @@ def check_request(args):
     if args.ref and not needs_ref:
         refuse('--metrics is does without --ref: drop it')
 
-    for path in filter(None, (args.json, args.sheet, args.save_stats)):
-        if os.path.isdir(path) or not os.access(os.path.dirname(path) or '.', os.W_OK):
-            refuse(f'{path} cannot be written: name a file in a folder that is there, on a disk that can be '
-                   'written')
+    for flag, path in (('--json', args.json), ('--sheet', args.sheet), ('--save-stats', args.save_stats)):
+        if path is not None and not can_be_written(path):
+            refuse(f'{flag} {path} cannot be written: name a file in a folder that is there, on a disk that can '
+                   'be written')
     if args.save_stats and not args.save_stats.endswith('.npz'):
         refuse(f'--save-stats {args.save_stats}: name it .npz, as --ref and the other tools know such files')
+
+
+def can_be_written(path):
+    """Whether a file can be written at a path: in a folder that is there, anew or over a file; or a device."""
+    folder, name = os.path.split(path)
+    folder = folder or '.'
+    if folder == '/dev':
+        return os.path.exists(path) and not os.path.isdir(path)
+    is_short = 0 < len(os.fsencode(name)) <= 200            # of 255 bytes, for .part and the like
+    is_free = os.path.isfile(path) or not os.path.lexists(path)
+    return is_short and is_free and os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def start_ranks(device):
@@ -1815,14 +1837,15 @@ def as_script(main):
         signal.signal(number, stop)
     code = 0
     try:
-        main()
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code
         sys.stdout.flush()
-    except SystemExit as e:
-        code = e.code
     except BrokenPipeError:
-        code = 141
+        code = code or 141
     except OSError as e:
-        code = 1
+        code = code or 1
         path = printable(str(e.filename or 'stdout'))
         tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
 

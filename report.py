@@ -59,6 +59,8 @@ def get_args(argv=None):
     p.add_argument('runs', nargs='?', default='runs', metavar='RUNS', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the page (default: RUNS/report)')
     args = p.parse_args(argv)
+    if not args.runs:                                          # the empty name would mean every folder
+        loop.refuse("RUNS '' is empty: name the folder of the runs")
     if args.out is None:
         args.out = os.path.join(args.runs, 'report')
     loop.check_output('--out', args.out, folder=True)

@@ -259,7 +259,9 @@ def collect_findings(folder):
     findings = {}
     for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
         saved = read_json(path)
-        if saved and 'args' not in saved and 'find_ticket' in saved.get('command', ''):
+        if not isinstance(saved, dict) or not isinstance(saved.get('command'), str):
+            continue                                  # `damage` names it
+        if 'args' not in saved and 'find_ticket' in saved['command']:
             finding = parse_finding(saved['command'].split(), os.path.dirname(path))
             findings[finding['out']] = finding
             findings[finding['ticket']] = finding

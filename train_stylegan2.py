@@ -92,6 +92,15 @@ PRESETS = {
 
     'auto': AUTO,
 
+    # For an own folder without a GPU: an evening on two CPU cores, 200 kimg
+    'laptop': {
+        **FEWSHOT,
+        'ch_g': 2048, 'ch_d': 2048, 'ch_max': 128, 'mapping': 2,
+        'batch': 8, 'steps': 25000,
+        'r1': 1., 'r1_every': 8,
+        'ema_kimg': 5., 'ema_start': 0,
+        'eval_samples': 1000},
+
     'demo': {
         **FEWSHOT,
         'res': 64, 'ch_g': 1024, 'ch_d': 1024, 'ch_max': 64, 'mapping': 2,
@@ -111,6 +120,7 @@ SAYS = {
     'cifar': "ADA's CIFAR-10",
     'large': "DiffAugment's FFHQ and LSUN",
     'auto': "ADA's settings by resolution",
+    'laptop': 'small, because there is no GPU; a GPU would make 256 px, with --preset fewshot or auto',
     'demo': 'small, to try things on a laptop',
 }
 STARTS = {                                            # presets by the first letters of a data set's name
@@ -122,6 +132,7 @@ STARTS = {                                            # presets by the first let
     'emoji': 'demo',
     'fashion-mnist': 'demo',
 }
+LAPTOP_RES = 64                                       # pixels that two CPU cores train in an evening
 FEW = 5000                                            # images of a folder up to which the recipe is few-shot
 RANGES = {                                            # see loop.check_ranges
     'r1': '[0, inf)',
@@ -146,10 +157,10 @@ def get_args(argv=None):
     add_own_flags(everyday, experiments)
 
     given = trainer.as_typed(p, argv, RANGES)         # before any preset
-    name = given.preset or preset(given.data, given.root)
+    name = given.preset or preset(given.data, given.root, loop.may_use_gpu(given))
     recipe = PRESETS[name]
     if 'res' not in recipe:
-        res = resolution(given)
+        res = resolution(given, LAPTOP_RES if name == 'laptop' else 256)
         recipe = {**recipe, 'res': res}
         if name == 'auto':
             recipe |= auto(res)
@@ -166,9 +177,11 @@ def get_args(argv=None):
     if args.transfer == 'freezed':
         check_frozen_layers(args)
     if args.classes != classes:
-        loop.refuse(f'--{"" if classes else "no-"}cond: {trainer.origin_flag(args)} has '
-                    f'{args.classes or "no"} classes, --data {args.data} has {classes or "none"}: '
-                    'use another file, or other data')
+        origin = f'{trainer.origin_flag(args)} has {args.classes or "no"} classes'
+        if not classes:
+            loop.refuse(f'--no-cond: {origin}: add --cond, or start from another file')
+        loop.refuse(f'--cond: {origin}, --data {args.data} has {classes}: start from another file, or '
+                    'use other data')
     return args
 
 
@@ -208,14 +221,16 @@ def add_own_flags(everyday, experiments):
       help="steps between updates with R_pl; 1: a term of every loss (default: the preset's)")
 
 
-def preset(data, root):
-    """The preset of a data set, for a folder by its number of images."""
+def preset(data, root, gpu):
+    """The preset of a data set; for an own folder by its number of images, and by whether there is a GPU."""
     if images.spelt(data) in images.NAMES or images.unsorted(data):
         for start, name in STARTS.items():
             if data.lower().startswith(start):
                 return name
         return 'auto'
-    converted = images.read_json(f'{data}/set.json')
+    if not gpu:
+        return 'laptop'
+    converted = images.set_info(data)
     if converted:
         n = converted['splits']['train']['n']
     else:
@@ -224,16 +239,17 @@ def preset(data, root):
     return 'fewshot' if n <= FEW else 'auto'
 
 
-def resolution(given):
-    """The resolution of --res, else of the ticket or checkpoint, else as the images are."""
+def resolution(given, most):
+    """The resolution of --res, else of the ticket or checkpoint, else of the set; of photos at most `most`."""
     if given.res:
         return given.res
+    suggested = images.suggest_res(given.data, given.root, most=most)
     for name in ('mask', 'small_dense', 'init_from'):
         path = getattr(given, name)
         if path:
             saved = loop.read(path, loop.flag(given, name), 'args')
-            return saved['args'].get('res') or images.suggest_res(given.data, given.root)
-    return images.suggest_res(given.data, given.root)
+            return saved['args'].get('res') or suggested
+    return suggested
 
 
 def auto(res):

@@ -54,7 +54,7 @@ RANGES = {
     'ema_start': '[0, 1e12]',
     'slim': '(0, inf)',
     'eval_every': '[1, 1e12]',
-    'eval_samples': '[10, 1e9]',
+    'eval_samples': '[10, 1e7]',
     'eval_repeats': '[1, 1000]'}
 
 
@@ -65,7 +65,7 @@ def parser(description):
     return argparse.ArgumentParser(
         description=description,
         usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
-        epilog='A preset replaces some of the defaults above.  Every run prints the values that it uses.',
+        epilog='A preset replaces some of the defaults above.  All values that a run uses are in its args.json.',
         allow_abbrev=False,
         formatter_class=metrics.HelpFormatter)
 
@@ -140,10 +140,13 @@ def add_score_flags(group, experiments):
 
 
 def as_typed(p, argv, ranges=None):
-    """The flags as typed, before any preset.  Exits 2 on numbers out of range.
+    """The flags as typed, before any preset.  Exits 2 on numbers out of range and on empty words.
 
     ranges: those of the script's own flags."""
     given, _ = p.parse_known_args(argv)
+    for name, value in vars(given).items():
+        if value == '':                               # such as of a variable of the shell that is not set
+            loop.refuse(f"--{name.replace('_', '-')} '' is empty: give a value, or leave it out")
     loop.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
                       metrics.RANGES, loop.RANGES, ranges or {})
     return given
@@ -396,7 +399,7 @@ def load_data(args):
     data = images.load(args.data, args.root,
                        args.frac, args.data_seed, args.subset, args.holdout, args.ref,
                        args.res, args.crop, args.strict,
-                       plain=conditional)
+                       plain=conditional, verify=args.check_data)
     if conditional:
         check_classes(args, data)
     if args.check_data:
@@ -553,8 +556,10 @@ class Training:
             self.nets[name].freeze(names)
 
     def describe_data(self):
-        """Write reals.png and subset.json; print the report, and whether the ticket is of other images."""
+        """Write reals.png and subset.json; print the settings that matter first, the report of the data, and
+        whether the ticket is of other images."""
         run, args, data = self.run, self.args, self.data
+        run.say(settings(run.model, args, self.device))
         for line in data.report:
             run.say(line)
         if args.mask:
@@ -635,10 +640,25 @@ class Training:
         self.observer.observe()
 
     def finish(self):
-        """Save the last checkpoint, and leave the directory to others; returns the trained G and D."""
+        """Save the last checkpoint, leave the directory to others, and say what to do next; returns G and D."""
         self.run.save(self.nets, self.sums, self.state, done=True)
         files.free(self.run.out)
+        out = self.run.out
+        self.run.say(f'{out}: finished at step {self.run.step}.  Next: python generate.py {out}, or '
+                     f'python report.py {os.path.dirname(out) or "."}')
         return self.trained
+
+
+def settings(model, args, device):
+    """The settings of a training that people ask for first, as one line."""
+    images_seen = args.steps * args.batch * args.d_steps
+    methods = [f'--aug {args.aug}', f'--advaug {args.advaug}']
+    for name in ('lecam', 'mask', 'init_from', 'small_dense'):
+        if getattr(args, name):
+            methods.append(loop.flag(args, name))
+    where = 'the CPU' if device.type == 'cpu' else str(device)
+    return (f'{model} at {args.res} px, --preset {args.preset}: {args.steps} steps, in which D sees {images_seen:,} '
+            f'real images, {args.batch} a batch; {" ".join(methods)}; {args.precision} on {where}, seed {args.seed}')
 
 
 def stateful_parts(args, device):

@@ -87,7 +87,7 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')  # of PIL; its EP
 MAX_BYTES = 2 ** 28  # of an image file
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, where PIL begins to warn of bombs
 HEIC = ('.heic', '.heif', '.avif')  # skipped, with a word on what to do
-MAX_RES = 8192  # an image of this side has fewer than MAX_PIXELS
+MAX_RES = 4096  # as in RANGES
 
 # The bytes that a scan takes for images, beside its result. Large files are decoded one at a time.
 MAX_DECODED = 2 ** 30  # of one image
@@ -1092,9 +1092,10 @@ def open_image(data):
     """The PIL image in these bytes, not decoded yet. Raises ValueError on too many pixels, or none."""
     im = Image.open(io.BytesIO(data), formats=FORMATS)
     most = min(MAX_PIXELS, MAX_DECODED // bytes_per_pixel(im))
-    if not 0 < im.width * im.height <= most:
-        raise ValueError(f'{im.width} x {im.height} pixels are too {"many" if im.width else "few"}, '
-                         f'the limit is {most:,}')
+    n = im.width * im.height
+    if not 0 < n <= most:
+        count = 'many' if n else 'few'
+        raise ValueError(f'{im.width} x {im.height} pixels are too {count}, the limit is {most:,}')
     return im
 
 
@@ -1443,6 +1444,8 @@ def open_split(path, about, info):
         if 'sums' in about:
             path = f'{folder}/{about["sums"]}'
             values = load_sealed(path, about)
+            if values.shape != (n,) or values.dtype != np.uint32:
+                raise ValueError(f'it does not hold the sums of {n} images')
             sums = RowSums(f'{folder}/{os.path.basename(base.filename)}', values)
     except Exception as e:  # on a damaged header, numpy raises exceptions of every type
         refuse_damaged(path, e)
@@ -1513,7 +1516,8 @@ def beside(path):
 
     Nobody sees a half of it, not even after a power cut. A device, such as /dev/null, is not replaced.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    in_dev = os.path.dirname(path) == '/dev'  # where /dev/stdout is a link to a file
+    if in_dev or os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
         with open(path, 'wb') as f:
             yield f
         return
@@ -1964,14 +1968,15 @@ def as_script(main):
         signal.signal(number, stop)
     code = 0
     try:
-        main()
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code
         sys.stdout.flush()
-    except SystemExit as e:
-        code = e.code
     except BrokenPipeError:
-        code = 141
+        code = code or 141
     except OSError as e:
-        code = 1
+        code = code or 1
         path = printable(str(e.filename or 'stdout'))
         tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
 

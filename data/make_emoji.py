@@ -364,14 +364,15 @@ def as_script(main):
         signal.signal(number, stop)
     code = 0
     try:
-        main()
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code
         sys.stdout.flush()
-    except SystemExit as e:
-        code = e.code
     except BrokenPipeError:
-        code = 141
+        code = code or 141
     except OSError as e:
-        code = 1
+        code = code or 1
         path = e.filename or 'stdout'
         tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
 

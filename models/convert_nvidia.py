@@ -523,6 +523,8 @@ def read_snapshot(path):
     """The checkpoint {model, args, step, done, G, D, E, masks, source} of the snapshot at `path`, on the CPU.
 
     Raises Refused, a ValueError, for all that a snapshot of StyleGAN2 does not have, and OSError."""
+    if os.path.exists(path) and not os.path.isfile(path):      # a pipe would never end
+        raise Refused('is no regular file')
     with open(path, 'rb') as f:
         if f.read(2) not in (b'\x80\2', b'\x80\3', b'\x80\4', b'\x80\5'):
             raise Refused('does not begin like a pickle (a web page? a .pt?)')
@@ -559,8 +561,10 @@ def main(argv=None):
         error = f'{args.snapshot}: {e}: not read'
     except OSError as e:
         error = f'{e.filename or args.out}: {e.strerror}'
+    except RuntimeError as e:                                  # torch hides the error of the disk behind its own
+        error = f'{args.out}: {e.__context__ or e}'
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
 
     if error:
@@ -571,4 +575,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')          # for names that it cannot print
     main()

@@ -54,6 +54,8 @@ def get_args(argv=None):
 
     found = []
     for folder in args.runs:
+        if not folder:                                         # the empty name would mean every folder
+            loop.refuse("RUNS '' is empty: name the folder of the runs")
         found += [run for run in collect(folder) if os.path.exists(f"{run['path']}/last.pt")]
     if not found:
         loop.refuse('no run with a last.pt below the folders: train something first, or name others')

@@ -363,11 +363,11 @@ def kind_damage(bench):
         where = bench.place(bench.prepared.base)
         yield resumed(bench, where, flip(f'{where}/run/last.pt', bench.rng))
     for source, file, command, result, count in FLIPS:
-        yield from flipped_files(bench, getattr(bench, source), file, command, result, count)
+        yield from flipped_files(bench, getattr(bench.prepared, source), file, command, result, count)
     for source, file, command in TEXT_FILES:
-        yield from torn_texts(bench, getattr(bench, source), file, command)
+        yield from torn_texts(bench, getattr(bench.prepared, source), file, command)
     for source, file, command in SAVED_FILES:
-        yield from wrong_saves(bench, getattr(bench, source), file, command)
+        yield from wrong_saves(bench, getattr(bench.prepared, source), file, command)
 
 
 def flip(path, rng):

@@ -491,14 +491,15 @@ def test_what_is_no_pickle_of_python_3_is_refused(content, tmp_path):
 
 
 def test_what_is_not_there_or_cannot_be_written_is_one_sentence(tmp_path, capsys):
-    source = write(tmp_path / 'in.pkl', dumps(snapshot()))
+    source, pipe = write(tmp_path / 'in.pkl', dumps(snapshot())), str(tmp_path / 'pipe')
+    os.mkfifo(pipe)
     for argv in ([str(tmp_path / 'none.pkl'), str(tmp_path / 'out.pt')], [str(tmp_path), str(tmp_path / 'out.pt')],
-                 [source, str(tmp_path / 'none' / 'out.pt')]):
+                 [source, str(tmp_path / 'none' / 'out.pt')], [source, f'{source}/out.pt'], [pipe, source]):
         with pytest.raises(SystemExit) as e:
             convert.main(argv)
         error = capsys.readouterr().err
         assert e.value.code == 2 and error.startswith(f'error: {tmp_path}') and error.count('\n') == 1
-    assert os.listdir(tmp_path) == ['in.pkl']
+    assert sorted(os.listdir(tmp_path)) == ['in.pkl', 'pipe']
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_as_it_was(tmp_path, monkeypatch, capsys):

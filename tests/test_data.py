@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import ctypes
+import errno
 import functools
 import gzip
 import io
@@ -12,7 +13,9 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -25,10 +28,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from helpers import HOSTILE, fake_ghostscript, hostile_file, photos, write_cifar
+from fault_inputs import CENTRAL, DATASET_JSONS, class_folders, damaged_json, good_picture
+from helpers import HOSTILE, fake_ghostscript, hostile_file, photos, refused, write_cifar
 from PIL import Image
 
-from data import images
+from data import images, make_emoji
 
 
 def picture(size=(40, 40), colour=(200, 30, 60), mode='RGB'):
@@ -947,3 +951,380 @@ def test_a_large_member_of_a_zip_is_named_and_not_read(tmp_path):
         archive.writestr('bomb.png', bytes(images.MAX_BYTES + 2 ** 20))
     d = images.load(str(tmp_path / 'z.zip'), res=16)
     assert len(d.images) == 4 and 'bomb.png (257 MB are too many' in '\n'.join(d.report)
+
+
+# ---- data as people have it
+
+def write_files(folder, entries):
+    """Write a folder of {name: bytes}, and the same as a zip beside it; returns both paths."""
+    for name, data in entries.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'wb') as f:
+            f.write(data)
+    with zipfile.ZipFile(f'{folder}.zip', 'w') as z:
+        for name, data in entries.items():
+            z.writestr(name, data)
+    return str(folder), f'{folder}.zip'
+
+
+def test_a_dataset_json_at_any_depth_gives_its_classes_or_is_refused(tmp_path, capsys):
+    pictures = {f'00000/img{i}.png': good_picture(i) for i in range(4)}
+    more = {'without labels': (b'{"name": "mine"}', [None]), 'no json': (b'no json', [None]),
+            'backslashes': (DATASET_JSONS['good'][0].replace(b'00000/', b'00000\\\\'), [3]),
+            'labels []': (b'{"labels": []}', [None]),
+            'labels 1.0': (DATASET_JSONS['good'][0].replace(b'1]', b'1.0]'), [3])}
+    for i, (note, (text, right)) in enumerate({**DATASET_JSONS, **more}.items()):
+        for top in ('', 'set/', 'a/b/'):
+            entries = {f'{top}{name}': data for name, data in {**pictures, 'dataset.json': text}.items()}
+            for path in write_files(tmp_path / f'{i}-{top.count("/")}', entries):
+                try:
+                    found = len(images.load(path, res=8).classes)
+                except SystemExit as e:
+                    found = e.code
+                    error = capsys.readouterr().err
+                    assert 'dataset.json' in error and error.count('\n') == 1, (note, error)
+                assert found in ([2] if right == [None] else right), (note, path, found)
+                if found == 3:
+                    assert images.load(path, res=8).labels.tolist() == [0, 1, 2, 0]
+    two = {f'{top}dataset.json': DATASET_JSONS['good'][0] for top in ('', 'set/')}
+    for path in write_files(tmp_path / 'two', {**pictures, **two}):
+        refused(capsys, lambda: images.load(path, res=8), 'dataset.json, set/dataset.json', 'keep one')
+
+
+def test_classes_are_the_folders_of_a_zip_whoever_packed_it(tmp_path, capsys):
+    for i, (note, (entries, number)) in enumerate(class_folders().items()):
+        with zipfile.ZipFile(tmp_path / f'{i}.zip', 'w') as z:
+            for name, data in entries.items():
+                z.writestr(name, data)
+        d = images.load(str(tmp_path / f'{i}.zip'), res=8)
+        assert (len(d.classes), len(d.images)) == (number, 4), note
+    for names in (['a/x.png', 'a/x.png'], ['a/x.png', 'a\\x.png']):
+        with pytest.warns() if names[0] == names[1] else contextlib.nullcontext():
+            with zipfile.ZipFile(tmp_path / 'twice.zip', 'w') as z:
+                for i, name in enumerate(names):
+                    z.writestr(name, good_picture(i))
+        refused(capsys, lambda: images.load(str(tmp_path / 'twice.zip'), res=8), 'a/x.png twice')
+
+
+def test_a_damaged_directory_of_a_zip_loses_no_image_in_silence(tmp_path, capsys):
+    entries = {f'{name}.png': good_picture(i) for i, name in enumerate(('n', 'a' * 13, 'b' * 13, 'c'))}
+    _, path = write_files(tmp_path / 'z', entries)                # entries of 64 bytes, which a length can skip
+    with open(path, 'rb') as f:
+        whole = f.read()
+    start = whole.index(CENTRAL)
+    places = np.random.default_rng(0).permutation(8 * (len(whole) - start))[:250].tolist()
+    n, skipped = 8 * (start + 46), 8 * (start + 51 + 32)          # the letter n; the length of the 2nd comment
+    for place in [n + 6, skipped + 6, *(8 * start + place for place in places)]:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        with open(path, 'wb') as f:
+            f.write(flipped)
+        try:
+            report = '\n'.join(images.load(path, res=8).report)
+        except SystemExit as e:
+            assert e.code == 2 and capsys.readouterr().err.count('\n') == 1
+            continue
+        counts = [int(x) for x in re.findall(r'(\d+) (?:images read|skipped)', report)]
+        assert sum(counts) == 4, (place // 8 - start, place % 8, counts)
+
+
+def test_names_are_shown_in_one_line_that_a_terminal_can_print(tmp_path):
+    names = [b'new\nline.png', b'\xff\xfe.png', b'\x1b[31mred.png']
+    names += ['\u202egnp.png'.encode(), 'caf\xe9.png'.encode()]
+    good = photos(tmp_path / 'd', 2)
+    for name in names:
+        with open(os.path.join(os.fsencode(good), name), 'wb') as f:
+            f.write(b'rubbish')
+    report = images.load(str(good), res=8).report
+    assert all(line.isprintable() and line.encode() for line in report)
+    text = '\n'.join(report)
+    assert '5 skipped' in text and 'new\\nline.png' in text and '\\udcff' in text and 'caf\xe9.png' in text
+
+
+@contextlib.contextmanager
+def at_once(seconds=10):
+    """What hangs is ended."""
+    def stop(*_):
+        raise TimeoutError
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_is_no_folder_or_zip_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo('fifo')
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind('socket')
+    (tmp_path / 'a.png').write_bytes(good_picture())
+    (tmp_path / 'set').mkdir()
+    os.mkfifo('set/set.json')
+    before = sorted(os.listdir())
+    for path, word in [('fifo', 'regular'), ('socket', 'regular'), ('/dev/zero', 'regular'),
+                       ('/dev/ptmx', 'regular'), ('x' * 300, 'neither'), ('a.png', 'folder'), ('set', 'set.json')]:
+        calls = [lambda: images.load(path, res=8), lambda: images.names(path), lambda: images.suggest_res(path)]
+        if path != 'set':
+            calls.append(lambda: images.convert(path, res=8))
+        for call in calls:
+            with at_once():
+                refused(capsys, call, path, word)
+    assert sorted(os.listdir()) == before
+
+
+def test_threads_share_the_memory_of_a_scan():
+    room, most, held = images.Room(100), [], []
+
+    def use(amount):
+        with room.take(amount):
+            held.append(min(amount, 100))
+            most.append(sum(held))
+            time.sleep(.002)
+            held.remove(min(amount, 100))
+    threads = [threading.Thread(target=use, args=[amount]) for amount in (30, 90, 0, 500, 60, 100, 40, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) <= 100 and room.left == 100 and len(most) == 8
+
+
+def test_an_image_is_converted_in_bands_as_in_one_piece(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 30, 4), np.uint8)
+    coloured = Image.fromarray(x).convert('RGB').quantize(7)
+    coloured.info['transparency'] = bytes(range(0, 210, 30))
+    marked = Image.fromarray(x).convert('RGB')
+    marked.info['transparency'] = marked.getpixel((3, 3))
+    greys = [Image.fromarray((x[..., 0] * float(scale)).astype(kind)) for scale, kind in (
+        (257, np.uint16), (1, np.uint16), (70000, np.int32), (1, np.int32), (.7, np.float32), (100, np.float32))]
+    modes = [Image.fromarray(x).convert(mode) for mode in ('RGBA', 'LA', 'RGBa', 'RGB', 'CMYK', '1')]
+    for im in [coloured, marked, *greys, *modes]:
+        whole, kind = images.to_rgb(im)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, 'bands', lambda im: [(0, y, im.width, min(y + 7, 40)) for y in range(0, 40, 7)])
+            banded, _ = images.to_rgb(im)
+        assert kind == im.mode and whole.mode == 'RGB' and whole.tobytes() == banded.tobytes(), im.mode
+        if im in greys:
+            grey = np.asarray(im).astype(np.float64)
+            grey = grey / 257 if kind == 'I;16' or grey.max() > 255 else grey
+            assert (np.asarray(whole) == grey.round().clip(0, 255)[..., None]).all()
+        elif kind == 'RGBA':
+            white = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
+            assert whole.tobytes() == white.tobytes()
+
+
+# ---- damage of converted sets, and conversions that fail
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+    """A set of five rows, of six files of which one is rubbish."""
+    place = tmp_path_factory.mktemp('converted')
+    entries = {f'{"cd"[i % 2]}/{i}.png': good_picture(i) for i in range(5)}
+    folder, _ = write_files(place / 'photos', {**entries, 'c/bad.png': b'rubbish'})
+    return images.convert(folder, res=16, out=str(place / 'set'))
+
+
+def test_damage_of_a_converted_set_is_seen(converted, tmp_path, capsys):
+    right = images.load(converted, res=16)
+    rng = np.random.default_rng(0)
+    for name in sorted(set(os.listdir(converted)) - {'lock'}):
+        with open(f'{converted}/{name}', 'rb') as f:
+            whole = f.read()
+        wrong = [whole[:len(whole) // 2], whole + bytes(768), b'']
+        if name == 'set.json':
+            wrong = damaged_json(whole).values()
+        for at in [*range(0, 128, 9), *rng.integers(len(whole), size=30).tolist()]:
+            flipped = bytearray(whole)
+            flipped[at % len(whole)] ^= 1 << int(rng.integers(8))
+            wrong = [*wrong, bytes(flipped)]
+        for i, data in enumerate(wrong):
+            path = shutil.copytree(converted, tmp_path / f'{name}-{i}')
+            (path / name).write_bytes(data)
+            try:
+                d = images.load(str(path), res=16)
+            except SystemExit as e:
+                error = capsys.readouterr().err
+                assert e.code == 2 and error.count('\n') == 1 and f'{path}/{name} is damaged' in error, error
+                assert 'convert it again' in error
+            else:                                                 # blanks between the values of set.json
+                assert name == 'set.json' and d.classes == right.classes
+                assert torch.equal(d.images[:], right.images[:])
+
+
+def test_a_large_set_is_verified_when_it_is_read_and_an_older_one_where_it_can_be(
+        converted, tmp_path, capsys, monkeypatch):
+    right = images.load(converted, res=16)
+    path = str(shutil.copytree(converted, tmp_path / 'set'))
+    with open(f'{path}/train.npy', 'r+b') as f:
+        f.seek(128 + 3 * 768 + 5)
+        f.write(b'\0\1\2')
+    monkeypatch.setattr(images, 'SMALL_SET', -1)
+    d = images.load(path, res=16)
+    assert torch.equal(d.images[[0, 4]], right.images[[0, 4]])
+    refused(capsys, lambda: d.images[[0, 3]], 'train.npy is damaged', 'row 3', 'convert it again')
+    refused(capsys, lambda: list(images.feed(d.images, [[0], [1], [3]])), 'row 3')
+    refused(capsys, lambda: images.load(path, res=16, verify=True), 'row 3')
+    assert any('5 images are as they were written' in line
+               for line in images.load(converted, res=16, verify=True).report)
+
+    # Sets of an earlier version have no sums. Where no file was skipped, the digest of the chunks is there.
+    for skipped, words in (([], 'not what was written'), (['a.png (rubbish)'], None)):
+        info = images.read_json(f'{converted}/set.json')
+        for key in ('sums', 'sha256'):
+            del info['splits']['train'][key]
+        del info['seal']
+        info['splits']['train']['skipped'] = skipped
+        images.write_json(f'{path}/set.json', info)
+        old = images.load(path, res=16)
+        assert old.fingerprint == right.fingerprint and len(old.images) == 5
+        if words:
+            refused(capsys, lambda: images.load(path, res=16, verify=True), words)
+        else:
+            assert any('cannot be verified' in line for line in images.load(path, res=16, verify=True).report)
+    shutil.copy(f'{converted}/train.npy', path)
+    info['splits']['train']['skipped'] = []
+    images.write_json(f'{path}/set.json', info)
+    assert torch.equal(images.load(path, res=16, verify=True).images[:], right.images[:])
+
+
+def test_a_conversion_that_fails_leaves_nothing_half_way(tmp_path, capsys, monkeypatch):
+    folder = str(photos(tmp_path / 'photos', 9))
+    monkeypatch.chdir(tmp_path)
+
+    def failing(number):
+        def sync(f):
+            raise OSError(number, os.strerror(number))
+        return sync
+    (tmp_path / 'file').write_text('x')
+    before = sorted(os.listdir())
+    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
+            patch.setattr(images, 'sync', failing(number))
+            images.convert(folder, 'new/root', 16)
+        error = capsys.readouterr().err
+        assert e.value.code == 1 and error.count('error:') == 1
+        assert 'new/root/photos-16' in error and 'disk' in error
+        assert sorted(os.listdir()) == before
+    for how in ({'decode': interrupt}, {'finish_split': interrupt}):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            for name, function in how.items():
+                patch.setattr(images, name, function)
+            images.convert(folder, 'root', 16)
+        kept = sorted(os.listdir('root/photos-16')) if os.path.exists('root') else []
+        assert kept == (['lock', 'train.part', 'train.part.json'] if 'finish_split' in how else [])
+    shutil.rmtree('root')
+    for call in (dict(out='file'), dict(out='file/x'), dict(out='a/b/' + 'x' * 300), dict(res=10 ** 6), dict(res=7),
+                 dict(root='file')):
+        refused(capsys, lambda: images.convert(folder, **{'res': 16, **call}), '--')
+    (tmp_path / 'rubbish').mkdir()
+    (tmp_path / 'rubbish' / 'x.png').write_text('rubbish')
+    with pytest.raises(SystemExit):
+        images.convert('rubbish', 'root', 16)
+    assert sorted(os.listdir()) == sorted([*before, 'rubbish'])
+
+
+def test_a_conversion_does_not_build_on_rows_that_were_damaged(tmp_path, capsys, monkeypatch):
+    folder = str(photos(tmp_path / 'photos', 9))
+    monkeypatch.setattr(images, 'CHUNK', 4)
+    whole = contents(tmp_path / os.path.basename(images.convert(folder, res=16, out=str(tmp_path / 'whole'))))
+    decode = images.decode
+
+    def interrupted(file, *rest):
+        return interrupt() if file == '8.jpg' else decode(file, *rest)
+    for damage in ('none', 'rows', 'record', 'short'):
+        out = tmp_path / damage
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(images, 'decode', interrupted)
+            images.convert(folder, res=16, out=str(out), workers=1)
+        assert images.read_json(out / 'train.part.json')['files'] == 8
+        with open(out / ('train.part.json' if damage == 'record' else 'train.part'), 'r+b') as f:
+            if damage == 'rows':
+                f.seek(3000)
+                f.write(b'\0\1\2')
+            elif damage == 'short':
+                f.truncate(3000)
+            elif damage == 'record':
+                f.write(b'{"files": 4, ')
+        capsys.readouterr()
+        images.convert(folder, res=16, out=str(out))
+        assert contents(out) == whole, damage
+        assert ('written anew' in capsys.readouterr().err) == (damage in ('rows', 'short')), damage
+
+
+# ---- how scripts end
+
+def ended(module, main, stdout, encoding='utf-8'):
+    """The exit code and stderr of as_script(main) in a fork, whose stdout is this open file or None."""
+    stderr = os.memfd_create('stderr')
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            sys.stdout = stdout and open(stdout.fileno(), 'w', encoding=encoding, closefd=False)
+            sys.stderr = open(stderr, 'w', encoding=encoding, errors='backslashreplace', buffering=1)
+            module.as_script(main)
+        except SystemExit as e:
+            code = e.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with open(stderr, 'rb') as f:
+        f.seek(0)
+        return status, f.read().decode()
+
+
+def test_scripts_end_without_a_traceback_whatever_comes_from_outside(tmp_path):
+    import metrics
+
+    def killed(number):
+        return lambda: os.kill(os.getpid(), number)
+
+    def full():
+        raise OSError(errno.ENOSPC, 'No space left on device', '/a/b')
+    reader, writer = os.pipe()
+    os.close(reader)
+    nobody, disk = open(writer, 'w'), open('/dev/full', 'w')
+    for module in (images, metrics, make_emoji):
+        with open(tmp_path / 'x', 'w') as file:
+            assert ended(module, lambda: print('\u72d7 \udcff'), file, 'cp1252') == (0, '')
+            assert ended(module, lambda: print('x'), None) == (0, '')
+            assert ended(module, lambda: print('x'), nobody) == (141, '')
+            code, error = ended(module, lambda: print('x'), disk)
+            assert code == 1 and error.startswith('error: stdout') and error.count('\n') == 1
+            code, error = ended(module, full, file)
+            assert code == 1 and '/a/b' in error and 'disk' in error and error.count('\n') == 1
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                assert ended(module, killed(number), file) == (128 + number, '')
+            assert ended(module, lambda: sys.exit(2), nobody)[0] == 2
+        assert open(tmp_path / 'x', encoding='cp1252').read() == '\\u72d7 \\udcff\n'
+    nobody.close()
+    disk.close()
+
+
+def test_the_script_of_the_emoji_ends_in_one_sentence(tmp_path):
+    script = make_emoji.__file__
+    (tmp_path / 'font').write_bytes(b'no font')
+    (tmp_path / 'list').write_bytes(b'\xff\xfe')
+    for line, code, words in [(f'--font {"x" * 300}', 2, ['--font', 'xxx', 'install']),
+                              ('--font font --emoji-test list', 2, ['--font']), (f'--out {"x" * 300}', 2, ['--']),
+                              ('--font x 2>/dev/full', 2, []), ('--help | true', 0, [])]:
+        done = subprocess.run(['bash', '-c', f'"$0" "$1" {line}', sys.executable, script], cwd=tmp_path,
+                              capture_output=True, text=True)
+        assert done.returncode == code and all(word in done.stderr for word in words), (line, done.stderr)
+        assert 'Traceback' not in done.stderr and 'ignored' not in done.stderr, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ['font', 'list']
+
+
+def test_ctrl_c_during_the_imports_ends_a_script_without_a_traceback(tmp_path):
+    import metrics
+    (tmp_path / 'numpy.py').write_text('import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n')
+    for script in (images.__file__, metrics.__file__, make_emoji.__file__):
+        done = subprocess.run([sys.executable, script], env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+                              capture_output=True)
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, b'')

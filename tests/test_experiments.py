@@ -151,7 +151,8 @@ def test_unknown_names_and_scales_are_refused(place):
 
 def test_variables_that_mean_nothing_are_refused_by_name(place):
     for setting in ('STEPS=0', 'STEPS=-1', 'STEPS=abc', 'STEPS=08', 'STEPS=1 2', 'GPUS=0', 'GPUS=abc',
-                    'JOBS=0', 'JOBS=-1', 'SCALE=abc', 'STAGE=5', 'SEEDS=-1', 'SEEDS=abc', 'SEEDS=0 *', 'SEEDS=0-2'):
+                    'JOBS=0', 'JOBS=-1', 'SCALE=abc', 'STAGE=5',
+                    'SEEDS=-1', 'SEEDS=abc', 'SEEDS=0 *', 'SEEDS=0-2'):
         name, value = setting.split('=')
         for words in (['demo'], ['--dry-run', 'table4']):
             done, ran = run_all(place, *words, **{name: value})

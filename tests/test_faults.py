@@ -144,7 +144,13 @@ def test_damaged_texts_of_a_run_are_refused_by_name_and_named_by_the_report(tmp_
                 with pytest.raises(files.Damaged, match=name):
                     train(tmp_path / 'run', '--steps', 3)
         path.write_bytes(good)
-    (tmp_path / 'run/args.json').unlink()
+    args = tmp_path / 'run/args.json'
+    for bad in ('3', '"x"', 'null', '[]', '{"command": 3}', '{"identity": {}, "command": null}', '[' * 100000):
+        (tmp_path / 'find/args.json').parent.mkdir(exist_ok=True)
+        (tmp_path / 'find/args.json').write_text(bad)
+        assert len(runs.damage(tmp_path)) == (bad[0] != '{' or 'identity' not in bad)
+        assert runs.collect_findings(tmp_path) == {}
+    args.unlink()
     refused(capsys, lambda: train(tmp_path / 'run', '--steps', 3), 'without its args.json')
 
 

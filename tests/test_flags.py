@@ -2,8 +2,10 @@
 import argparse
 import os
 
+import numpy as np
 import pytest
-from helpers import TINY, all_refused, parsed, script
+import torch
+from helpers import TINY, all_refused, parsed, refused, script
 
 import find_ticket
 import generate
@@ -76,15 +78,19 @@ def test_ranges_hold_the_values_of_every_preset():
 
 def test_an_interval_has_the_ends_that_it_says():
     for interval, inside, outside in (
-            ('[0, 1)', [0, 0., .999], [-1e-9, 1, 1.5]), ('(0, inf)', [1e-300, 10 ** 400], [0, float('inf'), -1]),
-            ('[1, 1e12]', [1, 10 ** 12], [0, 10 ** 12 + 1]), ('(-inf, inf)', [-1e300, 0], [float('-inf')])):
+            ('[0, 1)', [0, 0., .999], [-1e-9, 1, 1.5]),
+            ('(0, inf)', [1e-300, 10 ** 400], [0, float('inf'), -1]),
+            ('[1, 1e12]', [1, 10 ** 12], [0, 10 ** 12 + 1]),
+            ('(-inf, inf)', [-1e300, 0], [float('-inf')])):
         assert all(loop.lies_within(number, interval) for number in inside), interval
         assert not any(loop.lies_within(number, interval) for number in [*outside, float('nan')]), interval
 
 
-# What the scripts took before, or ended in a traceback on: flags of a tiny SNGAN.  Networks: two tables below.
+# Flags that say nothing, beside those of a tiny training, and words of the sentence
 NONSENSE = [
-    ('--lecam -1', '--lecam -1.0 is out of range: use a number in (0, inf)'), ('--margin -1', '--margin -1.0'),
+    ('--lecam -1', '--lecam -1.0 is out of range: use a number in (0, inf)'),
+    ('--mask=', "--mask '' is empty"), ('--init-from=', "--init-from '' is empty"),
+    ('--margin -1', '--margin -1.0'), ('--margin nan', '--margin nan'),
     ('--lecam 0', '--lecam 0.0'), ('--lecam 1 --lecam-decay 1', '--lecam-decay 1.0'),
     ('--seed -1', '--seed -1'), ('--data-seed -1', '--data-seed -1'), ('--adam-eps nan', '--adam-eps nan'),
     ('--betas .5 nan', '--betas nan'), ('--holdout 0', '--holdout 0'),
@@ -111,6 +117,18 @@ def test_numbers_without_meaning_and_networks_without_room_are_refused(model, ta
     all_refused(capsys, lambda flags: parsed(model, *flags), [(line.split(), words) for line, words in table])
 
 
+def short_on_a_gpu(args):
+    raise torch.OutOfMemoryError
+
+
+def test_what_the_memory_cannot_hold_ends_a_script_in_a_sentence_and_other_mistakes_show(capsys):
+    for main in (lambda args: torch.empty(10 ** 15), lambda args: np.empty(10 ** 15), lambda args: [0] * 10 ** 15,
+                 short_on_a_gpu):
+        refused(capsys, lambda main=main: loop.script(main, lambda: None), 'memory', '--batch-gpu', '--seeds')
+    with pytest.raises(RuntimeError, match='size of tensor a'):
+        loop.script(lambda args: torch.ones(2) + torch.ones(3), lambda: None)
+
+
 # ---- places
 
 PLACES = [                                   # script, flag, whether it names a folder
@@ -119,7 +137,7 @@ PLACES = [                                   # script, flag, whether it names a 
     ('generate', '--each', True), ('generate', '--out', False),
     ('report', '--out', True), ('leak', '--out', True), ('page', '--out', True)]
 UNUSABLE = ['', 'file/x', 'pipe', 'pipe/x', '/dev/null/x', '/proc/none/x',
-            'n' * 300, 'x/' + 'n' * 300, 'x/' * 2000, 'a\nb', 'a\0b', '\udcff']
+            'file/../x', 'n' * 300, 'x/' + 'n' * 300, 'x/' * 2000, 'a\nb', 'a\0b', '\udcff']
 
 
 @pytest.fixture
@@ -160,10 +178,18 @@ def test_a_place_on_a_disk_that_is_read_only_is_refused_and_others_are_not(place
     all_refused(capsys, lambda flags: loop.check_output('--out', 'new', True), [([], words)])
 
 
-def test_a_ticket_in_the_place_of_the_finding_is_refused(place, capsys):
+def test_a_ticket_in_the_place_of_a_file_of_the_finding_is_refused(place, capsys):
     get_args, words = SCRIPTS['find_ticket']
     all_refused(capsys, get_args, [
-        ([*words, '--out', 'a/b', '--ticket', ticket], '--ticket') for ticket in ('a', 'a/b', './a/b')])
+        ([*words, '--out', 'a/b', '--ticket', ticket], f'--ticket {ticket}')
+        for ticket in ('a', 'a/b', './a/b', 'a/b/ticket0.pt', 'a/b/args.json', 'missing/', '.')])
+    for ticket in ('a/b.pt', 'a/b/t.pt', 'a/b/ticket1.pt'):
+        assert get_args([*words, '--out', 'a/b', '--ticket', ticket]).ticket == ticket
+
+
+def test_the_empty_name_is_no_folder_of_runs(capsys):
+    all_refused(capsys, report.get_args, [([''], "RUNS ''")])
+    all_refused(capsys, leak.get_args, [(['runs', ''], "RUNS ''")])
 
 
 def test_a_device_that_is_not_there_is_refused(place, monkeypatch, capsys):

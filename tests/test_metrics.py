@@ -1,5 +1,6 @@
 """metrics.py against closed forms, scipy, PIL, the published tools, slow obvious versions, and itself on two ranks."""
 import copy
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import HOSTILE, drawn_state, fake_ghostscript, hostile_file, photos, write_cifar
+from fault_inputs import CENTRAL, good_picture
+from helpers import HOSTILE, drawn_state, fake_ghostscript, hostile_file, photos, refused, write_cifar
 from PIL import Image
 
 import metrics
@@ -974,6 +976,7 @@ def test_progress_must_be_said_every_five_seconds(capsys, monkeypatch):
 @pytest.mark.parametrize('wrong, says', [
     ({'--gen': 'empty'}, '0 images'), ({'--ref': 'missing'}, 'does not exist'), ({'--metrics': 'fid,kidd'}, "'kidd'"),
     ({'--gen': 'one'}, '1 images'), ({'--json': 'nowhere/x'}, 'cannot be written'), ({'--ref': 'void.npz'}, 'cannot'),
+    *(({'--json': place}, '--json') for place in ('/etc/passwd/x', 'n' * 250, '/dev/none', '/dev', '.')),
     ({'--save-stats': 'x'}, '.npz'), ({'--k': '4', '--features': 'effnet'}, 'is for --metrics prdc'),
     ({'--gen': 'stats.npz', '--eval-samples': '5', '--features': 'effnet'}, 'nothing to choose'),
     ({'--protocol': 'cifar', '--ref': None}, '--ref is missing'), ({'--eval-samples': '0'}, '--eval-samples 0'),
@@ -1027,3 +1030,138 @@ def test_a_large_member_of_a_scored_zip_is_named_and_not_read(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         metrics.main(['--gen', str(tmp_path / 'z.zip'), '--ref', str(folder), '--features', 'effnet'])
     assert e.value.code == 2 and 'bomb.png (257 MB are too many' in capsys.readouterr().err
+
+
+# What comes from outside: damaged files, full disks
+
+class Pickled:
+    def __reduce__(self):
+        return os.mkdir, ('was-run',)
+
+
+def test_damaged_or_wrong_statistics_must_be_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mu, sigma, feats = np.zeros(8), np.eye(8), np.random.default_rng(0).normal(size=(5, 8))
+    skew = np.triu(np.ones((8, 8)))
+    for note, arrays in {
+            'NaN in mu': dict(mu=mu + np.nan, sigma=sigma), 'inf in sigma': dict(mu=mu, sigma=sigma + np.inf),
+            'mu of texts': dict(mu=np.array(['x'] * 8), sigma=sigma), 'complex': dict(mu=mu + 1j, sigma=sigma),
+            'a number': dict(mu=np.float64(3), sigma=sigma), 'a row': dict(mu=mu[None], sigma=sigma),
+            'another size': dict(mu=mu[:7], sigma=sigma), 'no square': dict(mu=mu, sigma=sigma[:7]),
+            'nothing': dict(mu=mu[:0], sigma=sigma[:0, :0]), 'no covariance': dict(mu=mu, sigma=-sigma),
+            'no symmetry': dict(mu=mu, sigma=skew), 'objects': dict(mu=np.array([Pickled()]), sigma=sigma),
+            'NaN in feats': dict(mu=mu, sigma=sigma, feats=feats * np.nan),
+            'other n': dict(mu=mu, sigma=sigma, feats=feats, n=6),
+            'other feats': dict(mu=mu, sigma=sigma, feats=feats[:, :7]),
+            'n of text': dict(mu=mu, sigma=sigma, n='many'), 'n negative': dict(mu=mu, sigma=sigma, n=-3),
+            'n a list': dict(mu=mu, sigma=sigma, n=[1, 2])}.items():
+        np.savez('bad.npz', **arrays)
+        refused(capsys, lambda: metrics.main(['--gen', 'bad.npz', '--ref', 'bad.npz']), '--gen bad.npz cannot be read')
+        assert not os.path.exists('was-run'), note
+    os.remove('bad.npz')
+    os.mkfifo('bad.npz')
+    refused(capsys, lambda: metrics.main(['--gen', 'bad.npz', '--ref', 'bad.npz']), 'not a regular file')
+    os.remove('bad.npz')
+
+    metrics.save_stats('whole.npz', metrics.make_stats(5, *map(torch.from_numpy, (mu, sigma, feats))))
+    right, whole = metrics.load_stats('whole.npz'), Path('whole.npz').read_bytes()
+    for at in np.random.default_rng(0).integers(len(whole), size=150).tolist():
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        Path('bad.npz').write_bytes(flipped)
+        try:
+            found = metrics.open_source('--ref', 'bad.npz', '', 'cpu')
+        except SystemExit as e:
+            assert e.code == 2 and capsys.readouterr().err.count('\n') == 1
+        else:                                                       # a time, or the name of another array
+            assert torch.equal(found.mu, right.mu) and torch.equal(found.sigma, right.sigma), at
+            assert found.features is None or torch.equal(found.features, right.features)
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_must_be_measured_anew(tmp_path, capsys, monkeypatch):
+    net, images, cache = Toy(), numbered(100), tmp_path / 'cache'
+    right = metrics.reference(images, net, keep=True, cache=str(cache))
+    path, = cache.iterdir()
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    others = metrics.reference(numbered(120)[20:], net, keep=True)
+    capsys.readouterr()
+
+    def wrong(**values):
+        return lambda: np.savez(path, **{**arrays, **values})
+    mu = arrays['mu'].tobytes()
+    for damage in (lambda: path.write_bytes(whole[:300]), lambda: path.write_bytes(b''),
+                   lambda: path.write_bytes(b'text'), lambda: path.write_bytes(whole.replace(mu, mu[::-1])),
+                   wrong(mu=arrays['mu'] + 1), wrong(sigma=arrays['sigma'] * 2), wrong(feats=others.features.numpy()),
+                   wrong(n=99), wrong(mu=np.zeros(3), sigma=np.eye(3)), wrong(features='another network'),
+                   lambda: metrics.save_stats(path, metrics.reference(images[:50], net, keep=True))):
+        damage()
+        net.seen.clear()
+        found = metrics.reference(images, net, keep=True, cache=str(cache))
+        assert torch.equal(found.mu, right.mu) and torch.equal(found.sigma, right.sigma) and len(net.seen) == 100
+        assert capsys.readouterr().err.count('is damaged') == 1
+        net.seen.clear()
+        metrics.reference(images, net, keep=True, cache=str(cache))
+        assert not net.seen and not capsys.readouterr().err         # the file is whole again
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(metrics.os, 'fsync', full)
+    assert metrics.reference(images[:60], net, cache=str(cache)).n == 60
+    assert 'No space left' in capsys.readouterr().err and list(cache.iterdir()) == [path]
+
+
+def test_a_full_disk_must_end_in_a_sentence_behind_the_score(built, folders, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    before = sorted(os.listdir(folders))
+    monkeypatch.setattr(metrics.os, 'fsync', full)
+    for flag, name in (('--json', 'new.json'), ('--sheet', 'new.png'), ('--save-stats', 'new.npz')):
+        with pytest.raises(SystemExit) as e:
+            metrics.main(['--gen', str(folders / 'gen'), '--ref', str(folders / 'ref'), flag, str(folders / name),
+                          '--features', 'effnet', '--metrics', 'fid', '--device', 'cpu', '--cache', 'none'])
+        captured = capsys.readouterr()
+        assert e.value.code == 1 and 'FD-effnet' in captured.out and sorted(os.listdir(folders)) == before
+        error = captured.err.splitlines()[-1]
+        assert error.startswith(f'error: {folders / name} cannot be written') and 'disk' in error
+    monkeypatch.undo()
+    with metrics.beside('/dev/null') as file:                       # a device is written to, and stays one
+        file.write(b'x')
+    assert metrics.is_device('/dev/null') and os.path.exists('/dev/null')
+
+    monkeypatch.chdir(folders)
+    os.mkfifo('pipe')
+    for path in ('pipe', 'gen', 'gen/5.png/x', 'missing/x', 'x' * 300, 'gen/'):
+        refused(capsys, lambda: metrics.get_args(['--gen', 'gen', '--ref', 'ref', '--json', path]), path, 'disk')
+    os.remove('pipe')
+
+
+def test_what_is_no_folder_or_zip_of_images_must_be_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('x.png').write_bytes(good_picture())
+    os.mkfifo('fifo')
+    for path, words in (('x.png', 'one image: name the folder'), ('fifo', 'regular'), ('/dev/zero', 'regular'),
+                        ('y' * 300, 'does not exist')):
+        refused(capsys, lambda: metrics.main(['--gen', path, '--ref', 'x.png']), path, words)
+    with pytest.warns(), zipfile.ZipFile('twice.zip', 'w') as archive:
+        for i in range(2):
+            archive.writestr('x.png', good_picture(i))
+    refused(capsys, lambda: metrics.open_files('--gen', 'twice.zip'), 'x.png twice')
+
+    with zipfile.ZipFile('z.zip', 'w') as archive:
+        for i, name in enumerate(('n', 'a' * 13, 'b' * 13, 'c')):
+            archive.writestr(f'{name}.png', good_picture(i))
+    whole = Path('z.zip').read_bytes()
+    start = whole.index(CENTRAL)
+    places = np.random.default_rng(0).integers(8 * start, 8 * len(whole), 150).tolist()
+    for place in [8 * (start + 46) + 6, 8 * (start + 51 + 32) + 6, *places]:            # n.png is ..png; one skipped
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        Path('z.zip').write_bytes(flipped)
+        try:
+            found = metrics.open_files('--gen', 'z.zip')
+            assert len(found) == 4 and len(found[0:4]) == 4, place
+        except SystemExit as e:
+            assert e.code == 2
+        capsys.readouterr()

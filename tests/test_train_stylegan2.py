@@ -85,24 +85,33 @@ def test_a_folder_alone_is_a_sensible_run(tmp_path, capsys, monkeypatch):
     for i in range(12):
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(photos / f'{i}.png')
     a = train_stylegan2.get_args(['--data', str(photos)])
+    assert (a.preset, a.res, a.aug, a.batch) == ('laptop', 32, 'diffaug', 8)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    a = train_stylegan2.get_args(['--data', str(photos)])
     assert (a.preset, a.res, a.aug, a.batch) == ('fewshot', 32, 'diffaug', 16)
+    assert train_stylegan2.get_args(['--data', str(photos), '--device', 'cpu']).preset == 'laptop'
+    monkeypatch.undo()
     small = '--steps 1 --ch-max 8 --batch 2 --metrics none'.split()
     flags = ['--data', str(photos), '--out', str(tmp_path / 'run'), *small]
     train_stylegan2.main(train_stylegan2.get_args(flags))
     said = capsys.readouterr().out
-    assert "DiffAugment's recipe" in said and '--res 32' in said and '12 of 12 training images' in said
+    assert 'because there is no GPU' in said and '--res 32' in said and '12 of 12 training images' in said
     assert {'reals.png', 'samples', 'log.jsonl', 'last.pt'} <= set(os.listdir(tmp_path / 'run'))
 
     def many(data, root):
         return {'train': (range(train_stylegan2.FEW + 1), None)}, None, None
     monkeypatch.setattr(images, 'source', many)
     for data, preset in ((str(photos), 'auto'), ('ffhq_mine', 'auto'), ('ffhq', 'large')):
-        assert train_stylegan2.preset(data, '') == preset
+        assert train_stylegan2.preset(data, '', gpu=True) == preset
+    assert train_stylegan2.preset(str(photos), '', gpu=False) == 'laptop'
 
 
-def test_a_converted_set_has_its_preset_by_its_number_of_images(tmp_path):
+def test_a_converted_set_has_its_preset_by_its_number_of_images(tmp_path, monkeypatch):
     for n, preset in ((5000, 'fewshot'), (5001, 'auto')):
-        (tmp_path / 'set.json').write_text(json.dumps({'res': 64, 'splits': {'train': {'n': n}}}))
+        split = {'n': n, 'labels': '', 'digest': '', 'skipped': []}
+        about = {'res': 64, 'classes': ['a'], 'splits': {'train': split}}
+        (tmp_path / 'set.json').write_text(json.dumps(about))
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
         a = train_stylegan2.get_args(['--data', str(tmp_path)])
         assert (a.preset, a.res) == (preset, 64)
 
