@@ -473,9 +473,9 @@ def to_device(array, like):
     """A numpy array as a tensor on like's device, floats in like's dtype, without waiting for the device."""
     dtype = like.dtype if array.dtype.kind == 'f' else None
     tensor = torch.as_tensor(array, dtype=dtype)
-    if like.is_cuda:
-        return tensor.pin_memory().to(like.device, non_blocking=True)
-    return tensor.to(like.device)
+    if like.device.type == 'cpu':
+        return tensor
+    return tensor.pin_memory().to(like.device, non_blocking=True)
 
 
 def built_once(build):
@@ -483,7 +483,8 @@ def built_once(build):
     @functools.lru_cache(maxsize=32)
     def tensor(size, dtype, device):
         with torch.inference_mode(False):                      # else training could not use it
-            return torch.tensor(build(size), dtype=dtype, device=device)
+            like = torch.empty(0, dtype=dtype, device=device)
+            return to_device(build(size), like)
 
     def cached(size, like):
         return tensor(int(size), like.dtype, like.device)

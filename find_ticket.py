@@ -38,6 +38,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 import argparse
 import filecmp
 import functools
+import gc
 import glob
 import importlib
 import os
@@ -158,6 +159,7 @@ def rewind_and_save(args, k, masks):
             loop.say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
                 f'{prune.alive(mask):,} weights left, {prune.channels(mask):.2%} of the channels gone')
             loop.say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
+    gc.collect()                                      # a training refers to itself, so that it is still there
     torch.cuda.empty_cache()
 
 

@@ -21,7 +21,9 @@ torch's DistributedDataParallel is not used, because it synchronises only what p
 AdvAug goes through net.split(x, cut).
 """
 import contextlib
+import functools
 import os
+import weakref
 
 import torch
 import torch.distributed as dist
@@ -30,6 +32,7 @@ from torch.nn.utils import parametrize
 ALIGN = 64                            # numbers: every tensor of a vector starts at a 256-byte boundary
 WARM_UP = 3                           # plain calls before a CUDA graph is recorded
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+RECORDED = weakref.WeakSet()          # the CUDA graphs that are alive; they share one pool of memory
 
 
 def world():
@@ -39,8 +42,16 @@ def world():
 
 def micro_batches(n, micro=None):
     """Slices that cut n images into micro-batches of `micro` images; one slice without `micro`."""
-    micro = micro or n
+    micro = min(micro or n, n)
     return [slice(start, start + micro) for start in range(0, n, micro)]
+
+
+@functools.cache
+def side_stream(device):
+    """The stream of this device on which CUDA graphs are warmed up and recorded.
+
+    Memory belongs to the stream that asked for it, so that every further stream would need as much."""
+    return torch.cuda.Stream(device)
 
 
 def bn_buffers(net):
@@ -70,7 +81,8 @@ class Flat:
         self.masks = masks or {}
         self.graph = graph
         self.share_sn = share_sn
-        self.graphs, self.calls = {}, {}              # of `replay`
+        self.calls = weakref.WeakKeyDictionary()      # of `replay`: weak, because f holds this network, too
+        self.graphs = weakref.WeakKeyDictionary()
         self.now = 1
 
         # Where each tensor lies in the vectors w and g: {name: (shape, stride, offset)}
@@ -145,8 +157,7 @@ class Flat:
         """One step of Adam on the mean of f(part) -> loss over the micro-batches `parts`.
 
         A loss without a graph says that f has run its own backward pass (advaug.backward)."""
-        shared = parametrize.cached() if self.share_sn else contextlib.nullcontext()
-        with self.requiring_grad(), shared:
+        with self.requiring_grad():
             if self.graph:
                 self.replay(f, parts)
             else:
@@ -187,30 +198,40 @@ class Flat:
     def replay(self, f, parts):
         """`backward` as a CUDA graph: a few plain calls on a side stream, then a recording to be replayed.
 
-        The recording reads the tensors that f reads, so the caller fills these in place."""
+        The recording reads the tensors that f reads, so the caller fills these in place.  It goes when f goes."""
         self.calls[f] = self.calls.get(f, 0) + 1
+        stream = side_stream(self.w.device)
         if self.calls[f] <= WARM_UP:
-            stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self.backward(f, parts)
             torch.cuda.current_stream().wait_stream(stream)
             return
+
         if f not in self.graphs:
-            self.graphs[f] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[f]):
+            # One pool: no graph leaves anything in it that is read after its end.  Thread-local: the thread
+            # that reads images ahead may pin memory meanwhile.
+            graph = torch.cuda.CUDAGraph()
+            pool = next((other.pool() for other in RECORDED), None)
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode='thread_local'):
                 self.backward(f, parts)
+            self.graphs[f] = graph
+            RECORDED.add(graph)
         self.graphs[f].replay()
 
     @contextlib.contextmanager
     def requiring_grad(self):
-        """The parameters require gradients inside."""
+        """Inside, the parameters require gradients, and W / sigma(W) is computed once (share_sn)."""
+        shared = parametrize.cached() if self.share_sn else contextlib.nullcontext()
         parameters = list(self.net.parameters())
         for p in parameters:
             p.requires_grad_(True)
-        yield
-        for p in parameters:
-            p.requires_grad_(False)
+        try:
+            with shared:
+                yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(False)
 
     def track(self, other, beta):
         """self <- beta self + (1 - beta) other, for weights and BN statistics; other buffers are copied."""

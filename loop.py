@@ -313,10 +313,20 @@ def most_memory(args):
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
+def check_gpus():
+    """Exit 2 where torchrun has started more processes on this machine than it has GPUs."""
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    gpus = torch.cuda.device_count()
+    if here > gpus:
+        refuse(f'{here} ranks are on this machine, torch sees {gpus} GPUs: use torchrun --nproc_per_node {gpus}, '
+               'or --device cpu')
+
+
 def launch(args):
     """Start the process group, choose precision and determinism; sets args.precision; returns the device."""
     device, backend = torch.device('cpu'), 'gloo'
     if args.device == 'cuda' or (args.device == 'auto' and torch.cuda.is_available()):
+        check_gpus()
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(device)
@@ -413,11 +423,12 @@ def seeded(seed):
 
 def order(n, start, count, seed):
     """Indices [count] into n images at the positions start, start + 1, ... of an endless row of epochs."""
+    epochs, places = np.divmod(np.arange(start, start + count), n)         # [count] each
     indices = []
-    for position in range(start, start + count):
-        epoch, place = divmod(position, n)
-        indices.append(epoch_permutation(n, epoch, seed)[place])
-    return np.array(indices)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        of_epoch = places[epochs == epoch]
+        indices.append(epoch_permutation(n, epoch, seed)[of_epoch])
+    return np.concatenate(indices)
 
 
 @functools.lru_cache(maxsize=4)
@@ -436,6 +447,21 @@ def of_this_rank(x):
 def gaussian(rng, n, dim):
     """This rank's rows of z ~ N(0, 1) [n, dim], which are drawn for the whole batch."""
     return torch.from_numpy(of_this_rank(rng.standard_normal((n, dim), 'float32')))
+
+
+def to_device(x, device):
+    """A tensor or array of the CPU as a tensor on the device.
+
+    The host does not wait for the copy: it prepares the next step while the device computes this one."""
+    x = torch.as_tensor(x)
+    if device.type == 'cpu':
+        return x
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def fill(tensor, x):
+    """Copy x of the CPU into a tensor of the device, in place, without waiting."""
+    tensor.copy_(to_device(x, tensor.device))
 
 
 def latents(seeds, dim, device):
@@ -471,9 +497,11 @@ def settle(net, batches):
     net.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None                          # a cumulative average, not an exponential one
     with torch.no_grad():
-        for batch in batches:
+        for k, batch in enumerate(batches, 1):
+            # A cumulative average.  torch's own (momentum None) would wait for the device at every norm.
+            for norm in norms:
+                norm.momentum = 1 / k
             net(*batch)
     return net.eval()
 

@@ -1695,7 +1695,7 @@ def start_ranks(device):
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
         if device == 'cuda':
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device == 'cuda' else 'gloo')
     return device
 
 

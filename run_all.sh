@@ -147,10 +147,22 @@ leave_if_stopped() {
     exit "$code"
 }
 
+# Trainings side by side take the GPUs in turn: those of CUDA_VISIBLE_DEVICES, else all.
+cards=()
+if [ "$JOBS" != 1 ] && [ "${GPUS:-1}" = 1 ] && command -v nvidia-smi >/dev/null; then
+    all=$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd, || true)
+    IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$all}"
+fi
+next=0
+
 : >"$ended"
 for stage in 1 2 3 4; do
     while read -r its_stage line; do
         [ "$its_stage" = "$stage" ] || continue
+        if [ "${#cards[@]}" -gt 0 ]; then
+            export CUDA_VISIBLE_DEVICES=${cards[next % ${#cards[@]}]}
+            next=$((next + 1))
+        fi
         if [ "$JOBS" = 1 ]; then train $line; else train $line & fi
         while [ "$(under_way)" -ge "$JOBS" ]; do wait -n || true; leave_if_stopped; done
         leave_if_stopped

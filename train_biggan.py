@@ -152,16 +152,15 @@ def main(args):
 
     # This rank's batches: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
-    x = torch.empty(n, 3, args.res, args.res, device=job.device)
+    x = torch.zeros(n, 3, args.res, args.res, device=job.device)
     x = x.to(memory_format=torch.channels_last)
-    z = torch.empty(n, job.z_dim, device=job.device)
-    y = torch.empty(n, device=job.device, dtype=torch.int64)
-    y_fake = torch.empty(n, device=job.device, dtype=torch.int64)
-    parts = flat.micro_batches(n, args.batch_gpu)
+    z = torch.zeros(n, job.z_dim, device=job.device)
+    y = torch.zeros(n, device=job.device, dtype=torch.int64)
+    y_fake = torch.zeros(n, device=job.device, dtype=torch.int64)
 
     def draw_latents(rng):
-        z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
-        y_fake.copy_(trainer.balanced(rng, args.batch, args.classes))
+        loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
+        loop.fill(y_fake, trainer.balanced(rng, args.batch, args.classes))
 
     def context():
         return loop.autocast(args, job.device)
@@ -175,14 +174,16 @@ def main(args):
     def g_step(part):                                                  # Eq. 3 and Eq. 4
         return gan.g_loss(G.net, D.net, z[part], args, job.sums, context, y_fake[part], ada=job.ada)
 
-    reals = job.reals()
+    reals = job.reals()                               # the images take their memory, and the updates the rest
+    parts = flat.micro_batches(n, trainer.fit_memory(job, [(D, d_step, n), (G, g_step, n)]))
+    job.begin()
     for step in run.iterations(job.nets, job.sums, job.state):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            x.copy_(images.batch(real, flip=flip))
             y.copy_(labels)
             draw_latents(rng)
             D.update(d_step, parts)

@@ -80,12 +80,10 @@ def main(args):
     # This rank's batches: filled in place, because a CUDA graph reads these tensors.
     n = args.batch // run.ranks
     m = args.g_batch // run.ranks
-    x = torch.empty(n, 3, args.res, args.res, device=job.device)
+    x = torch.zeros(n, 3, args.res, args.res, device=job.device)
     x = x.to(memory_format=torch.channels_last)
-    z = torch.empty(n, job.z_dim, device=job.device)
-    z_g = torch.empty(m, job.z_dim, device=job.device)
-    parts = flat.micro_batches(n, args.batch_gpu)
-    parts_g = flat.micro_batches(m, args.batch_gpu)
+    z = torch.zeros(n, job.z_dim, device=job.device)
+    z_g = torch.zeros(m, job.z_dim, device=job.device)
 
     def context():
         return loop.autocast(args, job.device)
@@ -98,21 +96,25 @@ def main(args):
     def g_step(part):                                                  # Eq. 3 and Eq. 4
         return gan.g_loss(G.net, D.net, z_g[part], args, job.sums, context, ada=job.ada)
 
-    reals = job.reals()
+    reals = job.reals()                               # the images take their memory, and the updates the rest
+    micro = trainer.fit_memory(job, [(D, d_step, n), (G, g_step, m)])
+    parts = flat.micro_batches(n, micro)
+    parts_g = flat.micro_batches(m, micro)
+    job.begin()
     for step in run.iterations(job.nets, job.sums, job.state):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, _ = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
-            z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
+            x.copy_(images.batch(real, flip=flip))
+            loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
             D.update(d_step, parts)
             job.after_d_update()                                       # LeCam's anchors
 
         # Algorithm 2: train the generator
         rng = loop.rng(args.seed, 'G', step)
-        z_g.copy_(loop.gaussian(rng, args.g_batch, job.z_dim))
+        loop.fill(z_g, loop.gaussian(rng, args.g_batch, job.z_dim))
         G.update(g_step, parts_g)
 
         E.track(G, args.ema if step > args.ema_start else 0)

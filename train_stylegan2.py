@@ -403,9 +403,9 @@ def main(args):
         y_fake = [torch.zeros(n, device=job.device, dtype=torch.int64)]
 
     def draw_latents(rng):
-        z.copy_(loop.gaussian(rng, args.batch, job.z_dim))
+        loop.fill(z, loop.gaussian(rng, args.batch, job.z_dim))
         for classes in y_fake:
-            classes.copy_(trainer.balanced(rng, args.batch, args.classes))
+            loop.fill(classes, trainer.balanced(rng, args.batch, args.classes))
 
     def context():
         return loop.autocast(args, job.device)
@@ -436,15 +436,16 @@ def main(args):
         with context():
             return pl_loss(job, z[half], take(y_fake, half))
 
-    phases = [(G, g_step), (D, d_step)]
+    phases = [(G, g_step, n), (D, d_step, n)]
     if pl_apart:
-        phases.append((G, pl_step))
+        phases.append((G, pl_step, n))
     if r1_apart:
-        phases.append((D, r1_step))
-    parts = flat.micro_batches(n, trainer.fit_memory(job, n, phases))
+        phases.append((D, r1_step, n))
+    reals = job.reals()                               # the images take their memory, and the updates the rest
+    parts = flat.micro_batches(n, trainer.fit_memory(job, phases))
     say_group(args, run, parts[0].stop)
+    job.begin()
 
-    reals = job.reals()
     mining = args.transfer == 'minegan'
     for step in run.iterations(job.nets, job.sums, job.state):
         if mining and step > args.mine_steps:
@@ -464,9 +465,9 @@ def main(args):
         # Algorithm 2: train the discriminator
         for k in range(args.d_steps):
             rng = loop.rng(args.seed, 'D', step, k)
-            flip = rng.random(args.batch) < .5 * args.mirror
+            flip = trainer.flips(rng, args, job.device)
             real, labels = next(reals)
-            x.copy_(images.batch(real, flip=loop.of_this_rank(flip)))
+            x.copy_(images.batch(real, flip=flip))
             for classes in y:
                 classes.copy_(labels)
             draw_latents(rng)

@@ -17,6 +17,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 import os
 
 import numpy as np
@@ -193,6 +194,10 @@ def check_training_flags(args):
     if args.graph and (args.aug == 'ada' or args.lecam):
         loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
                     'leave it out')
+    on_gpu = args.device != 'cpu' and torch.cuda.is_available()
+    if args.deterministic and args.aug == 'ada' and on_gpu:
+        loop.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
+                    'leave one out, or give --device cpu')
     if args.graph and args.sync_bn:
         loop.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
                     'leave one out')
@@ -458,6 +463,14 @@ def proportional(labels, n, seed):
     return torch.from_numpy(loop.rng(0, 'classes', seed).permutation(y))
 
 
+def flips(rng, args, device):
+    """Which images [n] of this rank are mirrored, of --batch images; None without --mirror."""
+    u = rng.random(args.batch)                        # drawn in any case: the z behind it stay the same
+    if not args.mirror:
+        return None
+    return loop.to_device(loop.of_this_rank(u < .5), device)
+
+
 def balanced(rng, n, classes):
     """This rank's classes [n / ranks] out of n, of which each class has as many as another, or one fewer."""
     y = rng.permutation(classes)[np.arange(n) % classes]
@@ -517,9 +530,7 @@ class Training:
         if args.aug == 'ada' and args.ada_heuristic == 'rv':
             self.held = self.batches(self.data.holdout, self.data.holdout_labels, self.run.step)
         self.observer = Observer(self, extractor, names)
-        if self.run.step == 0:
-            self.observer.draw_grid()
-        self.observer.score_if_due()                  # an evaluation that was cut off
+        self.chunk = None                             # images that observers take at a time; None: all
 
     def flatten(self, G, D, frozen, lazy):
         """G, D and the average E as flat networks on the device, with Adam for G and D."""
@@ -568,19 +579,20 @@ class Training:
         """{name: state} of ADA's controller, LeCam's anchors and the path-length mean, for checkpoints."""
         return {name: part.state() for name, part in self.stateful.items()}
 
-    def inputs(self, x, y):
-        """The arguments of G or D: (x,), or (x, y) of conditional networks."""
-        return (x, y.to(self.device)) if self.classes else (x,)
+    def classes_of(self, y, part=slice(None)):
+        """What G and D take beside their input: [classes] of a part of the rows, or []."""
+        return [y[part].to(self.device)] if self.classes else []
 
     def reals(self):
-        """Yield uint8 images [n, 3, H, W] and classes [n] of this rank, from where the run is in the data."""
+        """An iterator over uint8 images [n, 3, H, W] and classes [n] of this rank, from where the run is."""
         first_batch = self.run.step * self.args.d_steps
         return self.batches(self.data.images, self.data.labels, first_batch)
 
     def batches(self, x, labels, start):
-        """As `reals`, of any images, from the batch number `start` on."""
+        """As `reals`, of any images, from the batch number `start` on.  Without classes they are None.
+
+        Images that fit on the device go there now, before the micro-batch is fitted to the memory."""
         size, seed = self.args.batch, self.args.seed
-        labels = labels.to(self.device)
 
         def indices():
             for k in itertools.count(start):
@@ -588,8 +600,20 @@ class Training:
                 yield loop.of_this_rank(whole)                         # [n]
 
         # Two equal streams of indices: one is read ahead for the images, the other picks the classes.
-        for index, batch in zip(indices(), images.feed(x, indices(), self.device)):
-            yield batch, labels[torch.as_tensor(index, device=self.device)]
+        ahead, here = itertools.tee(indices())
+        feed = images.feed(x, ahead, self.device)
+
+        def pairs():
+            for index, batch in zip(here, feed):
+                y = loop.to_device(labels[index], self.device) if self.classes else None
+                yield batch, y
+        return pairs()
+
+    def begin(self):
+        """The grid before the first step, and an evaluation that was cut off."""
+        if self.run.step == 0:
+            self.observer.draw_grid()
+        self.observer.score_if_due()
 
     def after_d_update(self):
         """Move LeCam's anchors."""
@@ -602,11 +626,12 @@ class Training:
         if not self.ada:
             return
         if self.held:                                 # r_v needs D on held-out images, too
-            x, y = next(self.held)
-            x = images.batch(x)                                        # [n, 3, H, W]
-            T = gan.draw(self.args, x, self.ada)
+            held, y = next(self.held)                                  # uint8 [n, 3, H, W], [n]
             D = self.D.net.eval()                     # no power iteration
-            self.ada.add(held=D(*self.inputs(T(x), y)))
+            for part in flat.micro_batches(len(held), self.chunk):
+                x = images.batch(held[part])
+                T = gan.draw(self.args, x, self.ada)
+                self.ada.add(held=D(T(x), *self.classes_of(y, part)))
             D.train()
         self.ada.adjust(self.run.step, loop.mean_over_ranks)
 
@@ -689,15 +714,23 @@ def memory_is_short(job):
     return job.device.type == 'cuda'
 
 
-def fit_memory(job, n, phases):
-    """The micro-batch of n images: --batch-gpu, else on a GPU the largest of n, n / 2, ... that fits in.
+def fit_memory(job, phases):
+    """The micro-batch of the updates: --batch-gpu, else on a GPU the largest that fits in.
 
-    phases: (Flat, f) of every kind of update.  All of them run once without a step of Adam, so that the peak
-    comes now: beside Adam's moments, and with all of ADA's transforms.  What they changed is put back."""
+    phases: (Flat, f, n) of every kind of update on n images.  All of them run once without a step of Adam, so
+    that the peak comes now: beside Adam's moments, and with all of ADA's transforms.  What they changed is put
+    back.  On a GPU the observers take no more images at a time than an update does."""
     args = job.args
-    micro = args.batch_gpu or n
-    if args.batch_gpu or not memory_is_short(job):
+    largest = max(n for _, _, n in phases)
+    micro = args.batch_gpu or largest
+    if not memory_is_short(job):
         return micro
+    if args.batch_gpu:
+        job.chunk = whole_groups(args, micro)
+        return micro
+
+    # The first all-reduce makes NCCL take its memory, before the trial finds out how much is left.
+    loop.mean_over_ranks(torch.zeros(1, device=job.device))
 
     # What the trial may change: sums, buffers (BN, u and v of sigma), states of ADA, LeCam and path length
     tensors = [job.sums.total]
@@ -715,13 +748,13 @@ def fit_memory(job, n, phases):
     for net in (job.G, job.D):
         if not net.adam.state:
             moments += [torch.empty_like(net.w), torch.empty_like(net.w)]
-    micro = largest_that_fits(n, phases)
+    micro = largest_that_fits(phases)
     micro = -loop.largest_over_ranks([-micro])[0]     # the smallest over ranks
     del moments
 
     for tensor, old in before:
         tensor.copy_(old)
-    for net, _ in phases:
+    for net, _, _ in phases:
         net.g.zero_()
         net.loss.zero_()
     if job.ada:
@@ -729,29 +762,46 @@ def fit_memory(job, n, phases):
     if job.lecam:
         job.lecam.calls = 0
 
-    if micro < n:
+    torch.cuda.empty_cache()                          # what NCCL and cuDNN ask for lies outside of torch's share
+    job.chunk = whole_groups(args, micro)
+    if micro < largest:
         args.batch_gpu = micro
-        job.run.say(f'memory: --batch-gpu {micro}, gradients of {n // micro} micro-batches are added up')
+        job.run.say(f'memory: --batch-gpu {micro}, gradients of {largest // micro} micro-batches are added up')
     return micro
 
 
-def largest_that_fits(n, phases):
-    """The largest of n, about n / 2, ... that divides n and with which every phase runs.
+def whole_groups(args, micro):
+    """The largest number up to `micro` of images in whole groups of D's minibatch standard deviation."""
+    group = getattr(args, 'group', None) or 1
+    return micro // group * group or micro
+
+
+def largest_that_fits(phases):
+    """The largest micro-batch with which every phase (Flat, f, n) runs: the whole of it, or a divisor of all n.
 
     Raises OutOfMemoryError where there is no memory for one image."""
-    micro = n
-    while True:
-        try:
-            for net, f in phases:
-                with net.requiring_grad():
-                    net.backward(f, flat.micro_batches(n, micro))
-            return micro
-        except torch.OutOfMemoryError:
-            if micro == 1:
-                raise
-            divisors = [m for m in range(1, micro // 2 + 1) if n % m == 0]
-            micro = divisors[-1]
-            torch.cuda.empty_cache()
+    sizes = [n for _, _, n in phases]
+    common = math.gcd(*sizes)
+    micro = max(sizes)
+    while not all_fit(phases, micro):
+        micro = max(m for m in range(1, common + 1) if common % m == 0 and 2 * m <= micro)
+        torch.cuda.empty_cache()
+    return micro
+
+
+def all_fit(phases, micro):
+    """Whether there is memory for every phase.
+
+    The error must be gone before the next trial: its traceback holds all features of the pass that failed."""
+    try:
+        for net, f, n in phases:
+            with net.requiring_grad():
+                net.backward(f, flat.micro_batches(n, micro))
+        return True
+    except torch.OutOfMemoryError:
+        if micro == 1:
+            raise
+        return False
 
 
 # ---- observers: they use no_grad, eval mode and generators of their own, so their frequency changes nothing
@@ -771,12 +821,22 @@ class Observer:
         self.refs = self.references() if extractor else {}
 
     def watched(self, x, labels):
-        """Up to 128 of the uint8 images x, as float and with their classes: what D is watched on."""
+        """Up to 128 of the uint8 images x with their classes: what D is watched on."""
         rows = fixed_rows(len(x), 128)
-        group = getattr(self.job.args, 'group', None) or 1             # of D's minibatch standard deviation
-        whole_groups = len(rows) // group * group
-        rows = rows[:whole_groups or None]
-        return self.job.inputs(images.batch(x[rows].to(self.job.device)), labels[rows])
+        rows = rows[:whole_groups(self.job.args, len(rows))]
+        return x[rows], labels[rows]
+
+    def reals(self, x, y):
+        """Yield the arguments of D for images that are watched, a chunk at a time."""
+        for part in flat.micro_batches(len(x), self.job.chunk):
+            real = images.batch(x[part].to(self.job.device))           # [n, 3, H, W]
+            yield real, *self.job.classes_of(y, part)
+
+    def samples(self, net, z, y):
+        """Yield the arguments of D for the images of a generator, a chunk at a time."""
+        for part in flat.micro_batches(len(z), self.job.chunk):
+            classes = self.job.classes_of(y, part)
+            yield net(z[part], *classes), *classes
 
     def settled(self, batches):
         """A copy of the averaged generator E whose BN statistics are of its own samples."""
@@ -795,23 +855,25 @@ class Observer:
         """For a log line: D on training, held-out and generated images, the sparsities, and ADA's p and r."""
         job = self.job
         z = loop.latents(range(64), job.z_dim, job.device)             # [64, z_dim]
-        inputs = job.inputs(z, proportional(job.data.labels, 64, 0))
+        y = proportional(job.data.labels, 64, 0)
+        batches = {name: self.reals(*watched) for name, watched in self.seen.items()}
         with loop.seeded(job.args.seed):
-            samples = self.settled(1)(*inputs)                         # [64, 3, H, W]
-            generated = (samples, *inputs[1:])
-        notes = accuracies(job.D.net, **self.seen, gen=generated)
+            batches['gen'] = self.samples(self.settled(1), z, y)
+            notes = accuracies(job.D.net, **batches)
         for name in 'GD':
             notes[f'sparsity_{name}'] = prune.sparsity(job.masks[name])
         if job.ada:
             notes |= {'ada_p': job.ada.p, 'ada_r': job.ada.r}
         return notes
 
-    def generated(self, net, *inputs):
-        """Images [N, 3, H, W] of a generator, to be shown or scored.  Exits 3 where one of them is not finite."""
-        x = net(*inputs)
-        if not torch.isfinite(x).all():
-            self.job.run.fail('an image of the averaged generator is not finite')
-        return x
+    def generated(self, net, z, y):
+        """Images uint8 [N, 3, H, W] of a generator, to be shown or scored.  Exits 3 where one is not finite."""
+        made = []
+        for x, *_ in self.samples(net, z, y):
+            if not torch.isfinite(x).all():
+                self.job.run.fail('an image of the averaged generator is not finite')
+            made.append(metrics.to_uint8(x))
+        return torch.cat(made)
 
     @torch.no_grad()
     def draw_grid(self):
@@ -825,8 +887,8 @@ class Observer:
             net = self.settled(8)
             if hasattr(net, 'noise'):                                  # StyleGAN2's
                 net.noise = 'const'
-            x = self.generated(net, *job.inputs(z, y))                 # [N, 3, H, W]
-            images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), metrics.to_uint8(x))
+            x = self.generated(net, z, y)                              # [N, 3, H, W]
+            images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), x)
 
     def references(self):
         """The statistics of the reference and of its halves: one chooses the best checkpoint, one reports it.
@@ -869,7 +931,7 @@ class Observer:
             def batch(a, b):
                 stop_on_signal(job.run)
                 z = loop.latents(range(first_seed + a, first_seed + b), job.z_dim, job.device)
-                return metrics.to_uint8(self.generated(net, *job.inputs(z, y[a:b])))
+                return self.generated(net, z, y[a:b])
             return batch
 
         scores = []
@@ -904,11 +966,11 @@ class Observer:
 def accuracies(D, **seen):
     """{D_train, acc_train, ...}: the mean logit, and the share judged rightly (gen as fake, others as real).
 
-    seen: {name: the arguments of D}, (x,) or (x, y).  D is in eval mode meanwhile."""
+    seen: {name: batches of the arguments of D}, (x,) or (x, y).  D is in eval mode meanwhile."""
     D.eval()
     values = {}
-    for name, inputs in seen.items():
-        logits = D(*inputs)                                            # [N]
+    for name, batches in seen.items():
+        logits = torch.cat([D(*inputs) for inputs in batches])         # [N]
         right = (logits > 0) != (name == 'gen')                        # [N]
         values[f'D_{name}'] = logits.mean().item()
         values[f'acc_{name}'] = right.float().mean().item()

@@ -1277,19 +1277,16 @@ class Rows:
     def __len__(self):
         return len(self.index)
 
-    def __getitem__(self, rows):
-        return self.read(rows)
-
     def base_rows(self, rows):
         """The rows of the file for these rows."""
         if torch.is_tensor(rows):
             rows = rows.numpy()  # as numpy takes a tensor([1]) for the number 1
         return self.index[rows]
 
-    def read(self, rows, pinned=False):
+    def __getitem__(self, rows):
         """A tensor uint8 [n, 3, H, W]. rows: numbers (an array, list or tensor), a slice or a mask."""
         index = self.base_rows(rows)
-        x = torch.empty((*index.shape, *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        x = torch.empty((*index.shape, *self.shape[1:]), dtype=torch.uint8)
         np.take(self.base, index, 0, x.numpy(), 'clip')  # the mode 'raise' would make a second copy
         if self.sums is not None:
             self.sums.verify(x.numpy(), index)
@@ -1867,36 +1864,49 @@ def batch(images, index=None, flip=None):
 
 
 def fits(images, device):
-    """Whether the images may live on the device.
+    """Whether the images may live on the device: on a GPU whose free memory is more than twice their size.
 
-    Tensors may. Rows may live on a GPU whose free memory is more than twice their size.
+    A tensor may stay where it is, and Rows stay in their file where the device is the CPU.
     """
-    if not isinstance(images, Rows):
-        return True
     if device.type != 'cuda':
-        return False
+        return not isinstance(images, Rows)
     free, _ = torch.cuda.mem_get_info(device)
     return images.nbytes < free / 2
 
 
 def feed(images, orders, device='cpu'):
-    """Yield uint8 [n, 3, H, W] on the device for each list of n row numbers in `orders`; it may be endless.
+    """An iterator over uint8 [n, 3, H, W] on the device, one for each list of n row numbers in `orders`.
 
-    What fits is moved to the device once. Of other Rows a thread, which ends with the generator, reads two
-    batches ahead.
+    orders may be endless. What fits is moved to the device at once. Of other images a thread, which ends with
+    the iterator, reads two batches ahead. Neither way waits for the device.
     """
     device = torch.device(device)
     if fits(images, device):
-        images = images.to(device)
-        for index in orders:
-            yield images[torch.as_tensor(index, device=images.device)]
-        return
+        return picked(images.to(device), orders)
+    return read_ahead(images, orders, device)
 
-    pinned = device.type == 'cuda'  # pinned memory is copied to the GPU while the GPU computes
+
+def picked(images, orders):
+    """Yield the rows of images on their device."""
+    for index in orders:
+        index = torch.as_tensor(index)
+        if images.device.type != 'cpu':
+            index = index.pin_memory().to(images.device, non_blocking=True)
+        yield images[index]
+
+
+def read_ahead(images, orders, device):
+    """Yield rows of images of the CPU on the device. A thread reads them two batches ahead."""
+    on_gpu = device.type != 'cpu'  # pinned memory is copied to the GPU while the GPU computes
+
+    def read(index):
+        x = images[index]
+        return x.pin_memory() if on_gpu else x
+
     with ThreadPoolExecutor(1) as pool:
         # Three are under way: the one that is waited for, and two ahead.
-        for x in map_ahead(pool, lambda index: images.read(index, pinned), orders, 3):
-            yield x.to(device, non_blocking=pinned)
+        for x in map_ahead(pool, read, orders, 3):
+            yield x.to(device, non_blocking=on_gpu)
 
 
 def save_grid(path, images, columns=8):

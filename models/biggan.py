@@ -161,6 +161,23 @@ def conv_down(x, conv):
     return F.conv2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
+class AddDoubled(torch.autograd.Function):
+    """h [N, C, 2H, 2W] + the nearest x2 upsampling of x [N, C, H, W], which is never stored.
+
+    CUDA's autocast would compute the upsampling, and from there all features of G, in fp32."""
+
+    @staticmethod
+    def forward(ctx, h, x):
+        H, W = x.shape[2:]
+        blocks = h.unflatten(3, (W, 2)).unflatten(2, (H, 2))   # [N, C, H, 2, W, 2]
+        total = blocks + x[:, :, :, None, :, None]
+        return total.flatten(4, 5).flatten(2, 3)               # [N, C, 2H, 2W]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, F.avg_pool2d(gradient, 2, divisor_override=1)     # the sum of each block
+
+
 def full_precision(x):
     """bf16 as fp32, other precisions as they are."""
     if x.dtype == torch.bfloat16:
@@ -190,6 +207,12 @@ def positions_first(x):
     return x.flatten(2).transpose(1, 2)[:, None]
 
 
+def padded(x):
+    """x [..., C] with zeros behind its channels, up to a multiple of 8."""
+    missing = -x.shape[-1] % 8
+    return F.pad(x, (0, missing)) if missing else x
+
+
 class Attention(nn.Module):
     """Self-attention of positions (Zhang et al. 2019, Eq. 1 to 3), at first the identity, as gamma is 0:
 
@@ -215,9 +238,12 @@ class Attention(nn.Module):
         query = positions_first(theta)                         # [N, 1, HW, C/8]
         key = positions_first(phi)                             # [N, 1, HW/4, C/8]
         value = positions_first(g)                             # [N, 1, HW/4, C/2]
+        if x.device.type != 'cpu':
+            # CUDA's fused kernels take multiples of 8 channels.  Channels of zeros change no score.
+            query, key, value = padded(query), padded(key), padded(value)
         h = F.scaled_dot_product_attention(query, key, value, scale=1.)
 
-        h = h[:, 0].transpose(1, 2)                            # [N, C/2, HW]
+        h = h[:, 0, :, :g.shape[1]].transpose(1, 2)            # [N, C/2, HW]
         h = h.unflatten(2, x.shape[2:])                        # [N, C/2, H, W]
         return x + self.gamma * self.o(h)
 
@@ -243,9 +269,7 @@ class BlockG(nn.Module):
         h = F.relu(h)
         h = self.c2(h)
 
-        x = self.sc(x)                                         # [N, C, H, W]
-        x = F.interpolate(x, scale_factor=2., mode='nearest')  # [N, C, 2H, 2W]
-        return h + x
+        return AddDoubled.apply(h, self.sc(x))
 
 
 class BlockD(nn.Module):
@@ -265,6 +289,8 @@ class BlockD(nn.Module):
         self.sc = sn_conv(c_in, ch, 1) if down or c_in != ch else nn.Identity()
 
     def forward(self, x):                                      # [N, c_in, H, W]
+        if self.first and x.device.type != 'cpu':              # images that were augmented lie in planes
+            x = x.contiguous(memory_format=torch.channels_last)
         h = x if self.first else F.relu(x)
         if self.relu_shortcut:
             x = h

@@ -114,6 +114,23 @@ def conv_down(x, conv):
     return F.conv2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
+class AddDoubled(torch.autograd.Function):
+    """h [N, C, 2H, 2W] + the nearest x2 upsampling of x [N, C, H, W], which is never stored.
+
+    CUDA's autocast would compute the upsampling, and from there all features of G, in fp32."""
+
+    @staticmethod
+    def forward(ctx, h, x):
+        H, W = x.shape[2:]
+        blocks = h.unflatten(3, (W, 2)).unflatten(2, (H, 2))   # [N, C, H, 2, W, 2]
+        total = blocks + x[:, :, :, None, :, None]
+        return total.flatten(4, 5).flatten(2, 3)               # [N, C, 2H, 2W]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, F.avg_pool2d(gradient, 2, divisor_override=1)     # the sum of each block
+
+
 def full_precision(x):
     """bf16 as fp32, other precisions as they are."""
     if x.dtype == torch.bfloat16:
@@ -140,9 +157,7 @@ class BlockG(nn.Module):
         h = F.relu(h)
         h = self.c2(h)
 
-        x = self.sc(x)                                         # [N, C, H, W]
-        x = F.interpolate(x, scale_factor=2., mode='nearest')  # [N, C, 2H, 2W]
-        return h + x
+        return AddDoubled.apply(h, self.sc(x))
 
 
 class BlockD(nn.Module):
@@ -160,6 +175,8 @@ class BlockD(nn.Module):
         self.sc = normalised(nn.Conv2d(c_in, ch, 1)) if down else nn.Identity()
 
     def forward(self, x):                                      # [N, c_in, H, W]
+        if self.first and x.device.type != 'cpu':              # images that were augmented lie in planes
+            x = x.contiguous(memory_format=torch.channels_last)
         h = x if self.first else F.relu(x)
         h = self.c1(h)                                         # [N, C, H, W]
         h = F.relu(h)

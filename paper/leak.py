@@ -46,6 +46,8 @@ def get_args(argv=None):
     p.add_argument('--out', default='.', help='folder of leak.json')
     p.add_argument('--samples', type=int, default=1000, help='generated images of each run')
     p.add_argument('--steps', type=int, default=600, help='training steps of the classifier, 64 images each')
+    p.add_argument('--device', choices=['cuda', 'cpu'], default='cuda' if torch.cuda.is_available() else 'cpu',
+                   help='where to compute')
     args = p.parse_args(argv)
     loop.check_ranges(args, RANGES)
     loop.check_output('--out', args.out, folder=True)
@@ -70,7 +72,7 @@ def apply_maps(x, t):
     mirror = (t >= 4)[:, None, None, None]
     x = torch.where(mirror, x.flip(3), x)
     turned = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])                   # [4, N, C, S, S]
-    return turned[t % 4, torch.arange(len(x))]
+    return turned[t % 4, torch.arange(len(x), device=x.device)]
 
 
 def classifier(channels=3, width=32):
@@ -82,15 +84,17 @@ def classifier(channels=3, width=32):
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(.3), nn.Linear(16 * width, MAPS))
 
 
-def train_classifier(x, steps):
-    """C, trained on uint8 images x [N, 3, S, S]."""
+def train_classifier(x, steps, device='cpu'):
+    """C, trained on uint8 images x [N, 3, S, S] of the CPU."""
+    device = torch.device(device)
     with loop.seeded(0):
-        C = classifier().train()
+        C = classifier().to(device).train()
         adam = torch.optim.AdamW(C.parameters(), 1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 3e-3, steps)
         for step in range(steps):
-            t = torch.randint(MAPS, (BATCH,))
-            batch = apply_maps(images.batch(x[torch.randint(len(x), (BATCH,))]), t)
+            t = loop.to_device(torch.randint(MAPS, (BATCH,)), device)
+            real = loop.to_device(x[torch.randint(len(x), (BATCH,))], device)
+            batch = apply_maps(images.batch(real), t)
 
             # Colour and translation of DiffAugment make C less sure of details that a generator gets wrong.
             T = augment.draw('color,translation', batch)
@@ -106,15 +110,16 @@ def train_classifier(x, steps):
 @torch.no_grad()
 def found_shares(C, x):
     """{turned, mirrored: shares of uint8 images x [N, 3, S, S] that C calls so, n: their number}."""
-    t = torch.cat([C(images.batch(part)).argmax(1) for part in x.split(256)])
+    device = next(C.parameters()).device
+    t = torch.cat([C(images.batch(part.to(device))).argmax(1) for part in x.split(256)])
     turned = (t % 4 > 0).float().mean().item()
     mirrored = (t >= 4).float().mean().item()
     return {'turned': turned, 'mirrored': mirrored, 'n': len(x)}
 
 
-def samples_of(run, count):
+def samples_of(run, count, device='cpu'):
     """uint8 images of seeds 0 to count - 1; of a conditional run the classes take turns."""
-    net = generate.load(f"{run['path']}/last.pt", 'cpu')
+    net = generate.load(f"{run['path']}/last.pt", device)
     classes = getattr(net, 'classes', 0)
     y = torch.arange(count) % classes if classes else None
     return generate.sample(net, range(count), y)
@@ -123,7 +128,7 @@ def samples_of(run, count):
 def main(args):
     """Train C, measure held-out images and every run, write leak.json; returns its records."""
     data = trainer.load_data(argparse.Namespace(**args.runs[0]['flags']))
-    C = train_classifier(data.images, args.steps)
+    C = train_classifier(data.images, args.steps, args.device)
 
     # False alarms and hits on real images.
     real, which = data.holdout, 'held-out images'
@@ -136,7 +141,7 @@ def main(args):
 
     for run in args.runs:
         p = run['flags'].get('ada_p') if run['flags']['aug'] == 'ada' else None
-        shares = found_shares(C, samples_of(run, args.samples))
+        shares = found_shares(C, samples_of(run, args.samples, args.device))
         records.append({'label': run['label'], 'p': p, 'path': run['path'], **shares})
 
     os.makedirs(args.out, exist_ok=True)

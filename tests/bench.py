@@ -114,7 +114,7 @@ def ours(args, precision, *more):
     flags = settings(args, '--precision', precision, *more)
     device = torch.device(args.device)
     G, D = (net.to(device, memory_format=torch.channels_last) for net in RECIPES[args.model].build(flags))
-    G, D = flat.Flat(G, 2e-4), flat.Flat(D, 2e-4)
+    G, D = (flat.Flat(net, 2e-4, graph=flags.graph) for net in (G, D))
     sums = loop.Sums(device, *gan.SUMS)
     x, z, y = inputs(args, G.net, torch.channels_last)
 
@@ -127,7 +127,12 @@ def ours(args, precision, *more):
 
     def g_step(part):
         return gan.g_loss(G.net, D.net, z, flags, sums, context, *y)
-    return functools.partial(D.update, d_step), functools.partial(G.update, g_step)
+    updates = functools.partial(D.update, d_step), functools.partial(G.update, g_step)
+    if flags.graph:
+        for _ in range(flat.WARM_UP + 1):                      # the last of them records
+            for update in updates:
+                update()
+    return updates
 
 
 def plain(args, precision, memory_format):
@@ -165,6 +170,8 @@ def training_steps(args):
     for precision in precisions:
         steps['plain, channels_last', precision] = plain(args, precision, torch.channels_last)
         steps['ours', precision] = ours(args, precision)
+    if args.device == 'cuda':
+        steps['ours, CUDA graphs', precisions[-1]] = ours(args, precisions[-1], '--graph')
     for players in ('d', 'gd'):
         steps[f'ours, AdvAug {players}', precisions[-1]] = ours(args, precisions[-1], '--advaug', players)
 
@@ -384,6 +391,7 @@ def augmentation(args):
 def main(args):
     """Print what the flags ask for."""
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True                      # as in a training, see loop.launch
     if args.model == 'stylegan2':
         stylegan2_steps(args)
     elif args.metrics:

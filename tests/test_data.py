@@ -571,7 +571,7 @@ def test_feed_takes_what_fits_to_the_gpu(tmp_path, monkeypatch):
     rows, gpu = images.load(write_set(tmp_path / 's', 40, 8), res=8).images, torch.device('cuda')
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (2 * rows.nbytes + spare, 10 ** 12))
     for spare in (1, 0):
-        assert images.fits(rows, gpu) == bool(spare) and images.fits(rows[:], gpu) and not images.fits(
+        assert images.fits(rows, gpu) == bool(spare) and images.fits(rows[:], gpu) == bool(spare) and not images.fits(
             rows, torch.device('cpu'))
 
 

@@ -1,12 +1,16 @@
 """flat.py: the flat network against per-parameter training, masks, frozen tensors, NaN, moments, parts.
 
 What two ranks do is in test_ranks.py."""
+import contextlib
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import flat as flat_module
 import loop
 import prune
 from flat import Flat, micro_batches
@@ -149,3 +153,82 @@ def test_the_guard_holds_without_a_step_number():
     good = flat.w.detach().clone()
     flat.update(lambda part: loss_of(flat.net, 0) * float('nan'))
     assert torch.equal(good, flat.w) and flat.first_bad() is not None
+
+
+def test_an_update_that_fails_leaves_no_parameter_that_requires_a_gradient():
+    flat = Flat(small_net(), 1e-1)
+
+    def out_of_memory(part):
+        raise torch.OutOfMemoryError
+    with pytest.raises(torch.OutOfMemoryError):
+        flat.update(out_of_memory)
+    assert not any(p.requires_grad for p in flat.net.parameters())
+
+
+class Graph:
+    """A CUDA graph that replays what was called while it was recorded."""
+
+    def pool(self):
+        return self.memory
+
+    def replay(self):
+        self.replays = getattr(self, 'replays', 0) + 1
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """CUDA graphs without a GPU; returns the words with which each was recorded."""
+    recorded = []
+
+    @contextlib.contextmanager
+    def graph(graph, pool=None, stream=None, capture_error_mode='global'):
+        graph.memory = pool or len(recorded) + 1
+        recorded.append((graph.memory, stream, capture_error_mode))
+        yield
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            pass
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', Graph)
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    monkeypatch.setattr(torch.cuda, 'Stream', Stream)
+    monkeypatch.setattr(torch.cuda, 'stream', lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, 'current_stream', Stream)
+    flat_module.side_stream.cache_clear()
+    yield recorded
+    flat_module.side_stream.cache_clear()
+
+
+def test_graphs_share_a_stream_and_a_pool_and_pinning_may_go_on(recordings):
+    a, b = Flat(small_net(), 1e-2, graph=True), Flat(small_net(), 1e-2, graph=True)
+
+    def loss_a(part):
+        return loss_of(a.net, 0)
+
+    def loss_b(part):
+        return loss_of(b.net, 0)
+    for _ in range(6):
+        a.update(loss_a)
+        b.update(loss_b)
+    assert len(recordings) == 2 and len(set(recordings)) == 1
+    assert recordings[0][2] == 'thread_local' and a.graphs[loss_a].replays == 3
+
+
+def test_a_graph_and_its_network_go_without_a_collection(recordings):
+    """Their memory is needed by the next training of find_ticket.py."""
+    def training():
+        flat = Flat(small_net(), 1e-2, graph=True)
+
+        def loss(part):
+            return loss_of(flat.net, 0)
+        for _ in range(5):
+            flat.update(loss)
+        return weakref.ref(flat), weakref.ref(flat.graphs[loss])
+    gc.disable()
+    try:
+        assert [ref() for ref in training()] == [None, None]
+    finally:
+        gc.enable()

@@ -171,3 +171,20 @@ def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch):
     args.precision = 'fp32'
     loop.launch(args)
     assert args.precision == 'fp32'
+
+
+def test_the_order_is_that_of_the_epochs_position_by_position():
+    for n, start, count in ((7, 0, 5), (7, 5, 30), (3, 100, 64), (1000, 990, 64), (1, 0, 4)):
+        slow = []
+        for position in range(start, start + count):
+            epoch, place = divmod(position, n)
+            slow.append(loop.epoch_permutation(n, epoch, 3)[place])
+        assert loop.order(n, start, count, 3).tolist() == slow
+
+
+def test_more_ranks_than_GPUs_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    args = argparse.Namespace(device='cuda', precision='fp32', deterministic=False)
+    refused(capsys, lambda: loop.launch(args), '8 ranks', '2 GPUs', '--nproc_per_node 2')

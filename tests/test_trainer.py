@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import itertools
+import weakref
 from argparse import Namespace
 
 import numpy as np
@@ -398,11 +399,12 @@ def test_reals_are_shown_by_class_and_a_small_class_repeats():
 def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
     D = sngan.Discriminator(8)
     before = copy.deepcopy(D.state_dict())
-    values = trainer.accuracies(D, train=(torch.randn(5, 3, 16, 16),), gen=(torch.randn(5, 3, 16, 16),))
+    values = trainer.accuracies(D, train=[(torch.randn(5, 3, 16, 16),)], gen=[(torch.randn(5, 3, 16, 16),)])
     assert set(values) == {'D_train', 'acc_train', 'D_gen', 'acc_gen'} and D.training
     assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())
     judge = torch.nn.Sequential(torch.nn.Flatten(0))
-    seen = {'train': (torch.tensor([1., -1., 2.]),), 'gen': (torch.tensor([-1., -2., 3., 4.]),)}
+    seen = {'train': [(torch.tensor([1., -1.]),), (torch.tensor([2.]),)],
+            'gen': [(torch.tensor([-1., -2., 3., 4.]),)]}
     expected = {'D_train': 2 / 3, 'acc_train': 2 / 3, 'D_gen': 1., 'acc_gen': .5}
     assert trainer.accuracies(judge, **seen) == pytest.approx(expected)
 
@@ -530,3 +532,98 @@ def test_files_bring_weights_and_masks_each_on_its_own(tmp_path):
     assert equal(drawn, again) and equal(drawn[1], masks) and equal(other[1], masks)
     for a, b in ((drawn[0], other[0]), (drawn[0], dict(G.state_dict())), (other[0], start('--seed', 1)[0])):
         assert not any(torch.equal(a[key], b[key]) for key in prune.prunable(G))
+
+
+# ---- on a GPU
+
+def test_deterministic_ADA_is_refused_where_there_is_a_GPU(capsys, monkeypatch):
+    flags = ['--deterministic', '--aug', 'ada', '--device', 'auto']
+    parsed('sngan', *flags)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    parsed('sngan', *flags, '--device', 'cpu')
+    refused(capsys, lambda: parsed('sngan', *flags), '--deterministic --aug ada', '--device cpu')
+
+
+def test_a_trial_is_over_before_the_next_begins_and_the_ranks_meet_before_it(monkeypatch):
+    """The features of a pass that fails are gone, and NCCL has its memory."""
+    events, features = [], []
+    net = Flat(torch.nn.Linear(4, 1), 1e-3)
+
+    def empty_cache():
+        assert not any(ref() is not None for ref in features)
+        events.append('emptied')
+
+    def f(part):
+        events.append(part.stop - part.start)
+        feature = torch.zeros(8)
+        features.append(weakref.ref(feature))
+        if part.stop - part.start > 3:
+            raise torch.OutOfMemoryError
+        return net.net(torch.zeros(1, 4)).sum()
+    job = Namespace(
+        args=Namespace(batch_gpu=None, group=2), device=torch.device('cpu'), nets={'G': net}, stateful={},
+        sums=sums_of_gan(), G=net, D=net, ada=None, lecam=None, run=Namespace(say=events.append))
+    monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
+    monkeypatch.setattr(loop, 'mean_over_ranks', lambda x: events.append('all-reduce'))
+    monkeypatch.setattr(torch.cuda, 'empty_cache', empty_cache)
+    assert trainer.fit_memory(job, [(net, f, 12), (net, f, 24)]) == 3
+    assert events[:6] == ['all-reduce', 12, 'emptied', 12, 'emptied', 6] and events[6:8] == ['emptied', 3]
+    assert events[-2] == 'emptied'                             # room for what does not ask torch
+    assert job.chunk == 2 and job.args.batch_gpu == 3 and '--batch-gpu 3' in events[-1]
+
+
+@pytest.mark.parametrize('model', ['sngan', 'biggan'])
+def test_the_micro_batch_is_found_before_the_first_grid_and_trains_as_if_it_were_asked_for(
+        tmp_path, monkeypatch, settled_on_two_batches, model):
+    flags = [*METHOD, '--steps', 2]
+    train(model, tmp_path / 'asked', *flags, '--batch-gpu', 2)
+    events, backward, draw_grid = [], Flat.backward, trainer.Observer.draw_grid
+
+    def small(self, f, parts):
+        events.append(parts[0].stop - parts[0].start)
+        if events[-1] > 2:
+            raise torch.OutOfMemoryError
+        return backward(self, f, parts)
+
+    def grid(self):
+        events.append(f'grid of {self.job.chunk} at a time')
+        return draw_grid(self)
+    monkeypatch.setattr(Flat, 'backward', small)
+    monkeypatch.setattr(trainer.Observer, 'draw_grid', grid)
+    monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
+    train(model, tmp_path / 'found', *flags)
+    assert events[:5] == [8, 4, 2, 2, 'grid of 2 at a time']
+    a, b = (loop.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
+    assert b['args']['batch_gpu'] == 2
+    for key in ('G', 'D', 'E', 'opt', 'state'):
+        assert equal(a[key], b[key]), key
+
+
+def test_observers_take_a_chunk_at_a_time_and_see_the_same(tmp_path):
+    """Without noise and batch statistics, the slices of a log line and of a grid are those of the whole."""
+    G, D = script('sngan').build(parsed('sngan'))
+    job = Namespace(chunk=None, device=torch.device('cpu'), classes_of=lambda y, part: [])
+    observer = object.__new__(trainer.Observer)
+    observer.job = job
+    x = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
+    z = torch.randn(10, G.z_dim)
+    G.eval()
+    found, sizes = [], []
+    for chunk in (None, 4):
+        job.chunk = chunk
+        reals = [batch for batch, in observer.reals(x, None)]
+        sizes.append([len(batch) for batch in reals])
+        with torch.no_grad():
+            found.append((torch.cat(reals), observer.generated(G, z, None).float()))
+    assert sizes == [[10], [4, 4, 2]]
+    assert torch.equal(found[0][0], found[1][0]) and (found[0][1] - found[1][1]).abs().max() <= 1
+
+
+def test_flips_are_drawn_without_mirror_too_so_that_z_stays_the_same():
+    for mirror in (False, True):
+        rng = loop.rng(0, 'D', 1)
+        flip = trainer.flips(rng, Namespace(batch=8, mirror=mirror), torch.device('cpu'))
+        expected = loop.rng(0, 'D', 1)
+        u = expected.random(8)
+        assert rng.random() == expected.random()
+        assert flip is None if not mirror else flip.tolist() == (u < .5).tolist()
