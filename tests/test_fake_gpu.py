@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import files
 import flat
 import gan
 import generate
@@ -340,7 +341,7 @@ def test_features_are_bf16_and_channels_last_and_attention_takes_the_fused_kerne
 def test_a_ticket_is_found_from_networks_on_the_device(tmp_path, meta, numbers, unobserved):
     for method in ('imp', 'slimming'):
         path = find('sngan', tmp_path / method, '--steps', 1, '--rounds', 1, '--method', method, '--prune', 'g')
-        masks = loop.load(path)['mask']
+        masks = files.load(path)['mask']
         assert all(mask.device.type == 'cpu' for mask in masks['G'].values()) and masks['G']
 
 
