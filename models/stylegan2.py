@@ -42,6 +42,7 @@ Parameters are named as in the release, so that its weights load (models/convert
 clamps activations at 256 and normalises weights and styles once more for fp16.  Both are left out here,
 because this file runs in fp32 and bf16.
 """
+import contextlib
 import math
 from functools import partial
 
@@ -75,6 +76,8 @@ def full_precision(x):
 
 def no_autocast(x):
     """The context of what stays in fp32 under autocast, on the device of x."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -98,18 +101,18 @@ class Trilinear(torch.autograd.Function):
     """Given two of input, weight and output gradient, the gradient of <conv(x, w), g> by the third.
 
     The missing one of x, w, g is None.  Without g the result is the convolution, without x the transposed
-    convolution, without w the gradient of the weight.  The derivatives of each are again these three, in
+    convolution, without w the gradient of the weight.  A bias is added to a convolution.  The derivatives of each are again these three, in
     every order.  In torch's own second derivative, the gradient of the weight becomes a convolution with
     kernels as large as the image, and a loop over groups.  The stride must fit: H + 2 pad - k is a multiple
     of it, so that the size of each of x, w, g follows from the other two."""
 
     @staticmethod
-    def forward(ctx, stride, pad, groups, x, w, g):
+    def forward(ctx, stride, pad, groups, x, w, g, bias):
         ctx.geometry = stride, pad, groups
         ctx.save_for_backward(x, w, g)
         with no_autocast(w if x is None else x):
             if g is None:
-                return F.conv2d(x, w, None, stride, pad, 1, groups)
+                return F.conv2d(x, w, bias, stride, pad, 1, groups)
             if x is None:
                 return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
 
@@ -125,22 +128,26 @@ class Trilinear(torch.autograd.Function):
     def backward(ctx, d):
         x, w, g = ctx.saved_tensors
 
-        # ctx.next_functions has a node for each tensor among x, w, g, in this order.
+        # ctx.next_functions has a node for each tensor among x, w, g and the bias, in this order.
         nodes = iter(ctx.next_functions)
         needs_x = x is not None and is_executed(next(nodes)[0])
         needs_w = w is not None and is_executed(next(nodes)[0])
         needs_g = g is not None and is_executed(next(nodes)[0])
 
+        grad_bias = None
+        if ctx.needs_input_grad[-1] and is_executed(next(nodes)[0]):
+            grad_bias = d.sum((0, 2, 3))
+
         # The output is the gradient by the missing one, so that d takes its place in the form.
         x, w, g = [d if t is None else t for t in (x, w, g)]
         grad_x = grad_w = grad_g = None
         if needs_x:
-            grad_x = Trilinear.apply(*ctx.geometry, None, w, g)
+            grad_x = Trilinear.apply(*ctx.geometry, None, w, g, None)
         if needs_w:
-            grad_w = Trilinear.apply(*ctx.geometry, x, None, g)
+            grad_w = Trilinear.apply(*ctx.geometry, x, None, g, None)
         if needs_g:
-            grad_g = Trilinear.apply(*ctx.geometry, x, w, None)
-        return None, None, None, grad_x, grad_w, grad_g
+            grad_g = Trilinear.apply(*ctx.geometry, x, w, None, None)
+        return None, None, None, grad_x, grad_w, grad_g, grad_bias
 
 
 def is_executed(node):
@@ -164,38 +171,66 @@ def autocast_precision(*tensors):
     return [t.to(dtype) for t in tensors]
 
 
-def conv(x, w, stride=1, pad=0, groups=1):
-    """Convolution of x [N, I, H, W] with w [O, I / groups, k, k]: [N, O, H', W']."""
+def conv(x, w, stride=1, pad=0, groups=1, bias=None):
+    """Convolution of x [N, I, H, W] with w [O, I / groups, k, k], plus bias [O]: [N, O, H', W']."""
     x, w = autocast_precision(x, w)
-    return Trilinear.apply(stride, pad, groups, x, w, None)
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return Trilinear.apply(stride, pad, groups, x, w, None, bias)
 
 
 def conv_transpose(x, w, stride=1, pad=0, groups=1):
     """Transposed convolution of x [N, I, H, W] with w [I, O / groups, k, k]: [N, O, H', W']."""
     w, x = autocast_precision(w, x)
-    return Trilinear.apply(stride, pad, groups, None, w, x)
+    return Trilinear.apply(stride, pad, groups, None, w, x, None)
+
+
+class Filtered(torch.autograd.Function):
+    """x [N, C, H, W] with up - 1 zeros between the pixels and `pad` around, filtered, every down-th pixel of it.
+
+    The taps [4, 4] are symmetric, and the same for every channel.  So the derivative is again such a form, in
+    every order: up and down change places, and 3 - pad zeros are around."""
+
+    @staticmethod
+    def forward(ctx, up, down, pad, x, taps):
+        ctx.transposed = down, up, 3 - pad
+        ctx.save_for_backward(taps)
+        with no_autocast(x):
+            if up == 2:
+                return Filtered.double(x)
+            taps = taps.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+            return F.conv2d(x, taps, None, down, pad, 1, x.shape[1])
+
+    @staticmethod
+    def double(x):
+        """Bilinear interpolation, which is the filter, but for zeros instead of copies beyond the border.
+
+        A transposed convolution of every channel takes 30 to 100 times as long on a CPU in bf16."""
+        x = F.interpolate(x, scale_factor=2., mode='bilinear')
+        x[:, :, ::x.shape[2] - 1] *= .75                       # the first row and the last one
+        x[:, :, :, ::x.shape[3] - 1] *= .75
+        return x
+
+    @staticmethod
+    def backward(ctx, d):
+        taps, = ctx.saved_tensors
+        return None, None, None, Filtered.apply(*ctx.transposed, d, taps), None
 
 
 class Fir(nn.Module):
-    """The low-pass filter [1, 3, 3, 1] / 8 in both directions, on every channel.
+    """The low-pass filter [1, 3, 3, 1] / 4 in both directions, on every channel.
 
-    It is a constant, and no part of the state dict."""
+    Its sum is 4, so that x keeps its mean with up 2; without, the weights behind divide by 4.  It is a
+    constant, and no part of the state dict."""
 
     def __init__(self):
         super().__init__()
-        f = torch.tensor([1., 3., 3., 1.]) / 8
+        f = torch.tensor([1., 3., 3., 1.]) / 4
         self.register_buffer('f', f.outer(f), persistent=False)
 
-    def taps(self, x):                                         # [C, 1, 4, 4]
-        return self.f.to(x.dtype).expand(x.shape[1], 1, 4, 4)
-
-    def forward(self, x, pad, stride=1, gain=1.):              # [N, C, H, W]
-        taps = gain * self.taps(x)
-        return conv(x, taps, stride, pad, groups=x.shape[1])
-
-    def up(self, x):                                           # [N, C, H, W] -> [N, C, 2H, 2W]
-        taps = 4 * self.taps(x)
-        return conv_transpose(x, taps, stride=2, pad=1, groups=x.shape[1])
+    def forward(self, x, up=1, down=1, pad=1):                 # [N, C, H, W]
+        x, = autocast_precision(x)
+        return Filtered.apply(up, down, pad, x, self.f)
 
 
 # ---- mapping network
@@ -298,7 +333,7 @@ class Layer(nn.Module):
         weight = weight.unflatten(0, (groups, -1))             # [groups, O / groups, I / groups, 3, 3]
         weight = weight.transpose(1, 2).flatten(0, 1)          # [I, O / groups, 3, 3]
         x = conv_transpose(x, weight, 2, 0, groups)            # [N, O, 2H + 1, 2W + 1]
-        return self.fir(x, 1, gain=4.)                         # [N, O, 2H, 2W]
+        return self.fir(x, pad=1)                              # [N, O, 2H, 2W]
 
     def conv_fused(self, x, s, d):
         """The convolution of every sample of x with its own d W s: the samples are groups of channels."""
@@ -307,13 +342,15 @@ class Layer(nn.Module):
         weight = weight * d[:, :, None, None, None]            # Eq. 3
         x = x.flatten(0, 1)[None]                              # [1, N I, H, W]
         x = self.conv(x, weight.flatten(0, 1), groups=n)       # [1, N O, H', W']
-        return x.unflatten(1, d.shape)[0]
+        x = x.unflatten(1, d.shape)[0]
+        return x + (self.bias*GAIN)[:,None,None].to(x.dtype)
 
     def conv_scaled(self, x, s, d):
         """The same as d conv(s x, W)."""
         x = x * s.to(x.dtype)[..., None, None]
         x = self.conv(x, self.weight)
-        return x * d.to(x.dtype)[..., None, None]
+        d = d.to(x.dtype)[..., None, None]
+        return torch.addcmul((self.bias*GAIN)[:,None,None].to(x.dtype), x, d)
 
     def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
         s, d = self.style(w)
@@ -329,7 +366,7 @@ class Layer(nn.Module):
         if noise is not None:
             noise = noise * (self.noise_strength * GAIN)
             x += noise.to(x.dtype)
-        return activate(x, self.bias * GAIN)
+        return F.leaky_relu(x, SLOPE, inplace=True)
 
 
 class ToRGB(nn.Module):
@@ -350,11 +387,12 @@ class ToRGB(nn.Module):
             weight = self.weight.flatten(1)                    # [colors, C]
             style = self.affine(w) * self.gain                 # [N, C]
             weight = weight * style[:, None]                   # Eq. 1: [N, colors, C]
-            rgb = torch.einsum('nchw,noc->nohw', full_precision(x), weight)
-            rgb = rgb + self.bias[:, None, None]               # [N, colors, H, W]
+            pixels = full_precision(x).permute(0, 2, 3, 1)     # [N, H, W, C]
+            rgb = torch.baddbmm(self.bias, pixels.flatten(1, 2), weight.mT)    # [N, H W, colors]
+            rgb = rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)            # [N, colors, H, W]
             if image is None:
                 return rgb
-            return rgb + self.fir.up(image)
+            return rgb + self.fir(image, up=2, pad=2)
 
 
 class BlockG(nn.Module):
@@ -558,18 +596,22 @@ class Conv(nn.Module):
 
     def forward(self, x):                                      # [N, I, H, W] -> [N, O, H', W']
         scale = self.scale * (GAIN if self.act else 1.)
+        bias = self.bias * scale if self.act else None
+        if self.down:
+            scale = scale / 4                                  # the sum of the filter
         weight = self.weight * (self.gain * scale)
+
         k = weight.shape[2]
         if not self.down:
-            x = conv(x, weight, pad=k // 2)
+            x = conv(x, weight, pad=k // 2, bias=bias)
         elif k == 1:
-            x = self.fir(x, 1, stride=2)                       # [N, I, H/2, W/2]
-            x = conv(x, weight)
+            x = self.fir(x, down=2, pad=1)                     # [N, I, H/2, W/2]
+            x = conv(x, weight, bias=bias)
         else:
-            x = self.fir(x, 2)                                 # [N, I, H + 1, W + 1]
-            x = conv(x, weight, stride=2)
+            x = self.fir(x, pad=2)                             # [N, I, H + 1, W + 1]
+            x = conv(x, weight, stride=2, bias=bias)
         if self.act:
-            return activate(x, self.bias * scale)
+            return F.leaky_relu(x, SLOPE, inplace=True)
         return x
 
 
