@@ -116,10 +116,6 @@ class Trilinear(torch.autograd.Function):
             if x is None:
                 return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
 
-            # On the CPU, oneDNN takes 2 to 4 times as long in channels_last.
-            if x.device.type == 'cpu':
-                x = x.contiguous()
-                g = g.contiguous()
             k = x.shape[2] + 2 * pad - stride * (g.shape[2] - 1)
             shape = g.shape[1], x.shape[1] // groups, k, k
             return torch.nn.grad.conv2d_weight(x, shape, g, stride, pad, 1, groups)
@@ -342,15 +338,32 @@ class Layer(nn.Module):
         weight = weight * d[:, :, None, None, None]            # Eq. 3
         x = x.flatten(0, 1)[None]                              # [1, N I, H, W]
         x = self.conv(x, weight.flatten(0, 1), groups=n)       # [1, N O, H', W']
-        x = x.unflatten(1, d.shape)[0]
-        return x + (self.bias*GAIN)[:,None,None].to(x.dtype)
+        x = x.unflatten(1, d.shape)[0]                         # [N, O, H', W']
+        return x.permute(0, 2, 3, 1).flatten(1, 2)             # [N, H' W', O]
 
     def conv_scaled(self, x, s, d):
         """The same as d conv(s x, W)."""
         x = x * s.to(x.dtype)[..., None, None]
-        x = self.conv(x, self.weight)
-        d = d.to(x.dtype)[..., None, None]
-        return torch.addcmul((self.bias*GAIN)[:,None,None].to(x.dtype), x, d)
+        x = self.conv(x, self.weight)                          # [N, O, H', W']
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)                # [N, H' W', O]
+        return x * d.to(x.dtype)[:, None]
+
+    def add(self, x, noise):
+        """x [N, P, O], in place, plus sqrt(2) times the bias and the noise [N or 1, 1, H', W'] of its pixels."""
+        bias = self.bias * GAIN
+        if noise is None:
+            return x.add_(bias.to(x.dtype))
+        strength = self.noise_strength * GAIN
+        noise = noise.flatten(1).expand(len(x), -1)            # [N, P]
+        if x.device.type != 'cpu':
+            x += (noise * strength).to(x.dtype)[..., None]
+            return x.add_(bias.to(x.dtype))
+
+        # One matrix product takes half the time of two sums, and an eighth with bf16 and below 32 channels.
+        factors = torch.stack((noise, torch.ones_like(noise)), 2)              # [N, P, 2]
+        terms = torch.stack((strength.expand_as(bias), bias))                  # [2, O]
+        terms = terms.to(x.dtype).expand(len(x), -1, -1)
+        return x.baddbmm_(factors.to(x.dtype), terms)
 
     def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
         s, d = self.style(w)
@@ -358,15 +371,15 @@ class Layer(nn.Module):
         if fused is None:
             fused = len(x) == 1 and not self.training
         if fused:
-            x = self.conv_fused(x, s, d)                       # [N, O, H', W']
+            features = self.conv_fused(x, s, d)                # [N, H' W', O]
         else:
-            x = self.conv_scaled(x, s, d)
+            features = self.conv_scaled(x, s, d)
 
-        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it here.
-        if noise is not None:
-            noise = noise * (self.noise_strength * GAIN)
-            x += noise.to(x.dtype)
-        return F.leaky_relu(x, SLOPE, inplace=True)
+        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it in `add`.
+        features = self.add(features, noise)
+        features = F.leaky_relu(features, SLOPE, inplace=True)
+        size = [side * (2 if self.up else 1) for side in x.shape[2:]]
+        return features.unflatten(1, size).permute(0, 3, 1, 2)  # [N, O, H', W']
 
 
 class ToRGB(nn.Module):
