@@ -53,6 +53,7 @@ from torch import nn
 EPS = 1e-8                                                     # under every root
 SLOPE = .2                                                     # of the leaky ReLU
 GAIN = math.sqrt(2)                                            # behind the leaky ReLU
+TAPS = [[1, 3, 3, 1], [3, 9, 9, 3], [3, 9, 9, 3], [1, 3, 3, 1]]  # of the low-pass filter, times 16
 
 
 def channels_by_resolution(res, ch_base, ch_max):
@@ -80,7 +81,7 @@ def no_autocast(x):
 
 
 def as_it_is(x):
-    """The context in which autocast leaves x in its precision: the same, but free where there is nothing to do."""
+    """The context in which autocast leaves x in its precision; it costs nothing where that is so anyway."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.get_autocast_dtype(device):
         return contextlib.nullcontext()
@@ -98,10 +99,12 @@ class Trilinear(torch.autograd.Function):
     """Given two of input, weight and output gradient, the gradient of <conv(x, w), g> by the third.
 
     The missing one of x, w, g is None.  Without g the result is the convolution, without x the transposed
-    convolution, without w the gradient of the weight.  A bias is added to a convolution.  The derivatives of each are again these three, in
+    convolution, without w the gradient of the weight.  The derivatives of each are again these three, in
     every order.  In torch's own second derivative, the gradient of the weight becomes a convolution with
     kernels as large as the image, and a loop over groups.  The stride must fit: H + 2 pad - k is a multiple
-    of it, so that the size of each of x, w, g follows from the other two."""
+    of it, so that the size of each of x, w, g follows from the other two.
+
+    The result without g has the bias [O] added, if it is not None."""
 
     @staticmethod
     def forward(ctx, stride, pad, groups, x, w, g, bias):
@@ -112,7 +115,6 @@ class Trilinear(torch.autograd.Function):
                 return F.conv2d(x, w, bias, stride, pad, 1, groups)
             if x is None:
                 return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
-
             k = x.shape[2] + 2 * pad - stride * (g.shape[2] - 1)
             shape = g.shape[1], x.shape[1] // groups, k, k
             return torch.nn.grad.conv2d_weight(x, shape, g, stride, pad, 1, groups)
@@ -126,20 +128,19 @@ class Trilinear(torch.autograd.Function):
         needs_x = x is not None and is_executed(next(nodes)[0])
         needs_w = w is not None and is_executed(next(nodes)[0])
         needs_g = g is not None and is_executed(next(nodes)[0])
-
-        grad_bias = None
-        if ctx.needs_input_grad[-1] and is_executed(next(nodes)[0]):
-            grad_bias = d.sum((0, 2, 3))
+        needs_bias = ctx.needs_input_grad[-1] and is_executed(next(nodes)[0])
 
         # The output is the gradient by the missing one, so that d takes its place in the form.
         x, w, g = [d if t is None else t for t in (x, w, g)]
-        grad_x = grad_w = grad_g = None
+        grad_x = grad_w = grad_g = grad_bias = None
         if needs_x:
             grad_x = Trilinear.apply(*ctx.geometry, None, w, g, None)
         if needs_w:
             grad_w = Trilinear.apply(*ctx.geometry, x, None, g, None)
         if needs_g:
             grad_g = Trilinear.apply(*ctx.geometry, x, w, None, None)
+        if needs_bias:
+            grad_bias = d.sum((0, 2, 3))
         return None, None, None, grad_x, grad_w, grad_g, grad_bias
 
 
@@ -178,52 +179,61 @@ def conv_transpose(x, w, stride=1, pad=0, groups=1):
     return Trilinear.apply(stride, pad, groups, None, w, x, None)
 
 
-class Filtered(torch.autograd.Function):
-    """x [N, C, H, W] with up - 1 zeros between the pixels and `pad` around, filtered, every down-th pixel of it.
+# ---- the low-pass filter
 
-    The taps [4, 4] are symmetric, and the same for every channel.  So the derivative is again such a form, in
-    every order: up and down change places, and 3 - pad zeros are around."""
+class LowPass(torch.autograd.Function):
+    """x [N, C, H, W], as large, doubled or halved, with the filter [1, 3, 3, 1] / 4 in both directions.
+
+    up 2: a zero behind every pixel, in front of the filter.  down 2: every second pixel, behind the filter.
+    pad: zeros around, 1 with down 2, and 2 with up 2.  The filter sums to 4, so that up 2 keeps the mean.
+    The filter is symmetric.  So the derivative is again this filter, in every order: up and down change
+    places, and 3 - pad zeros are around."""
 
     @staticmethod
-    def forward(ctx, up, down, pad, x, taps):
+    def forward(ctx, x, up, down, pad):
         ctx.transposed = down, up, 3 - pad
-        ctx.save_for_backward(taps)
         with as_it_is(x):
             if up == 2:
-                return Filtered.double(x)
-            taps = taps.to(x.dtype).expand(x.shape[1], 1, 4, 4)
-            return F.conv2d(x, taps, None, down, pad, 1, x.shape[1])
-
-    @staticmethod
-    def double(x):
-        """Bilinear interpolation, which is the filter, but for zeros instead of copies beyond the border.
-
-        A transposed convolution of every channel takes 30 to 100 times as long on a CPU in bf16."""
-        x = F.interpolate(x, scale_factor=2., mode='bilinear')
-        x[:, :, ::x.shape[2] - 1].mul_(.75)                    # the first row and the last one
-        x[:, :, :, ::x.shape[3] - 1].mul_(.75)
-        return x
+                return double(x)
+            if x.device.type == 'cpu':
+                return convolve(x, down, pad)
+            return pool(x, down, pad)
 
     @staticmethod
     def backward(ctx, d):
-        taps, = ctx.saved_tensors
-        return None, None, None, Filtered.apply(*ctx.transposed, d, taps), None
+        return LowPass.apply(d, *ctx.transposed), None, None, None
 
 
-class Fir(nn.Module):
-    """The low-pass filter [1, 3, 3, 1] / 4 in both directions, on every channel.
+def double(x):
+    """The filter with up 2: bilinear interpolation, with zeros instead of copies beyond the border.
 
-    Its sum is 4, so that x keeps its mean with up 2; without, the weights behind divide by 4.  It is a
-    constant, and no part of the state dict."""
+    A transposed convolution of single channels takes 30 to 100 times as long on a CPU in bf16."""
+    x = F.interpolate(x, scale_factor=2., mode='bilinear')
+    x[:, :, ::x.shape[2] - 1].mul_(.75)                        # the first row and the last one
+    x[:, :, :, ::x.shape[3] - 1].mul_(.75)
+    return x
 
-    def __init__(self):
-        super().__init__()
-        f = torch.tensor([1., 3., 3., 1.]) / 4
-        self.register_buffer('f', f.outer(f), persistent=False)
 
-    def forward(self, x, up=1, down=1, pad=1):                 # [N, C, H, W]
-        x, = autocast_precision(x)
-        return Filtered.apply(up, down, pad, x, self.f)
+def convolve(x, down, pad):
+    """The filter as a convolution of single channels, on a CPU the fastest form at every size."""
+    taps = x.new_tensor(TAPS).div_(16)
+    taps = taps.expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, taps, None, down, pad, 1, x.shape[1])
+
+
+def pool(x, down, pad):
+    """The filter as three means of 2 x 2 pixels, because (1 + z)^3 = 1 + 3 z + 3 z^2 + z^3.
+
+    For GPUs, where convolutions of single channels in channels_last are known to be slow; it is not timed."""
+    x = F.avg_pool2d(x, 2, stride=1, padding=1)
+    x = F.avg_pool2d(x, 2, stride=1, padding=pad - 1)
+    return F.avg_pool2d(x, 2, stride=down, divisor_override=1)  # the sum, 4 times the mean
+
+
+def low_pass(x, up=1, down=1, pad=1):
+    """LowPass in the precision of autocast."""
+    x, = autocast_precision(x)
+    return LowPass.apply(x, up, down, pad)
 
 
 # ---- mapping network
@@ -308,8 +318,6 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.register_buffer('noise_const', torch.randn(res, res))
-        if up:
-            self.fir = Fir()
 
     def style(self, w):
         """The style s [N, I] and the demodulation sqrt(2) d [N, O] of w [N, w_dim], fp32."""
@@ -329,7 +337,7 @@ class Layer(nn.Module):
         weight = weight.unflatten(0, (groups, -1))             # [groups, O / groups, I / groups, 3, 3]
         weight = weight.transpose(1, 2).flatten(0, 1)          # [I, O / groups, 3, 3]
         x = conv_transpose(x, weight, 2, 0, groups)            # [N, O, 2H + 1, 2W + 1]
-        return self.fir(x, pad=1)                              # [N, O, 2H, 2W]
+        return low_pass(x, pad=1)                              # [N, O, 2H, 2W]
 
     def conv_fused(self, x, s, d):
         """The convolution of every sample of x with its own d W s: the samples are groups of channels."""
@@ -349,20 +357,22 @@ class Layer(nn.Module):
         return x * d.to(x.dtype)[:, None]
 
     def add(self, x, noise):
-        """x [N, P, O], in place, plus sqrt(2) times the bias and the noise [N or 1, 1, H', W'] of its pixels."""
+        """x [N, H' W', O] plus sqrt(2) times the bias and the noise [N or 1, 1, H', W'] or None, in place."""
         strength = self.noise_strength.expand_as(self.bias)
         terms = torch.stack((self.bias, strength)) * GAIN      # [2, O]
         terms = terms.to(x.dtype)
         if noise is None:
             return x.add_(terms[0])
-        noise = noise.flatten(1).expand(len(x), -1)            # [N, P]
+        noise = noise.flatten(1).expand(len(x), -1)            # [N, H' W']
         noise = noise.to(x.dtype)
+
+        # On a GPU, and for few pixels.
         if x.device.type != 'cpu' or noise.shape[1] < 2048:
             x += terms[0]
             return x.addcmul_(noise[..., None], terms[1])
 
-        # For many pixels one matrix product takes half the time on a CPU, an eighth below 32 channels in bf16.
-        factors = torch.stack((torch.ones_like(noise), noise), 2)              # [N, P, 2]
+        # One matrix product takes half the time of two sums, in bf16 below 32 channels a tenth.
+        factors = torch.stack((torch.ones_like(noise), noise), 2)              # [N, H' W', 2]
         return x.baddbmm_(factors, terms.expand(len(x), -1, -1))
 
     def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
@@ -393,7 +403,6 @@ class ToRGB(nn.Module):
         self.affine = Linear(w_dim, c_in, bias=1.)
         self.weight = nn.Parameter(torch.randn(colors, c_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(colors))
-        self.fir = Fir()
 
     def forward(self, x, w, image=None):                       # [N, C, H, W], [N, w_dim], [N, c, H/2, W/2]
         with no_autocast(x):
@@ -405,7 +414,7 @@ class ToRGB(nn.Module):
             rgb = rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)            # [N, colors, H, W]
             if image is None:
                 return rgb
-            return rgb + self.fir(image, up=2, pad=2)
+            return rgb + low_pass(image, up=2, pad=2)
 
 
 class BlockG(nn.Module):
@@ -605,8 +614,6 @@ class Conv(nn.Module):
         self.act = act
         self.gain = 1 / math.sqrt(c_in * k * k)
         self.scale = scale
-        if down:
-            self.fir = Fir()
 
     def forward(self, x):                                      # [N, I, H, W] -> [N, O, H', W']
         scale = self.scale * (GAIN if self.act else 1.)
@@ -619,10 +626,10 @@ class Conv(nn.Module):
         if not self.down:
             x = conv(x, weight, pad=k // 2, bias=bias)
         elif k == 1:
-            x = self.fir(x, down=2, pad=1)                     # [N, I, H/2, W/2]
+            x = low_pass(x, down=2)                            # [N, I, H/2, W/2]
             x = conv(x, weight, bias=bias)
         else:
-            x = self.fir(x, pad=2)                             # [N, I, H + 1, W + 1]
+            x = low_pass(x, pad=2)                             # [N, I, H + 1, W + 1]
             x = conv(x, weight, stride=2, bias=bias)
         if self.act:
             return F.leaky_relu(x, SLOPE, inplace=True)
