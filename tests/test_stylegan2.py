@@ -653,6 +653,16 @@ def test_the_trilinear_form_has_the_derivatives_of_torch_up_to_the_third(stride,
             close(u, v, 1e-9)
 
 
+@pytest.mark.parametrize('channels', [127, 128])                # a form of its own from 128 on
+def test_a_transposed_convolution_in_bf16_is_that_of_torch_in_fp32(channels):
+    torch.manual_seed(0)
+    g = torch.randn(2, channels, 4, 5).bfloat16()
+    w = torch.randn(channels, 3, 3, 3).bfloat16()
+    for pad in (0, 1):
+        exact = F.conv_transpose2d(g.float(), w.float(), None, 2, pad)
+        close(sg.conv_transpose(g, w, 2, pad).float(), exact, 1 / 200)
+
+
 def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
     G, D, z, _, x = small()
     calls, real = [], torch.nn.grad.conv2d_weight
@@ -667,7 +677,9 @@ def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
 
 
 class Operations(TorchDispatchMode):
-    """Notes the groups of every convolution, and the layouts that meet in every derivative of an activation."""
+    """Notes the groups of every convolution, and the layouts that meet in the derivative of an activation.
+
+    D flattens its features of 4 x 4 pixels, so that their layouts may differ."""
 
     def __init__(self):
         super().__init__()
@@ -679,7 +691,7 @@ class Operations(TorchDispatchMode):
             (self.transposed_groups if transposed else self.groups).append(groups)
         if op == torch.ops.aten.convolution_backward.default and args[10][0]:
             self.transposed_groups.append(args[9])              # the gradient of the input is a transposed one
-        if op == torch.ops.aten.leaky_relu_backward.default:
+        if op == torch.ops.aten.leaky_relu_backward.default and args[1].numel() > 4 * 64 * 4 * 4:
             self.layouts.append((args[0].stride(), args[1].stride()))
         return op(*args, **kwargs or {})
 
@@ -699,7 +711,7 @@ def test_no_step_transposes_a_convolution_of_single_channels_or_mixes_layouts():
 
     assert max(operations.groups) == 32                        # the filter is a convolution of single channels
     assert operations.transposed_groups and set(operations.transposed_groups) == {1}
-    assert len(operations.layouts) > 50
+    assert len(operations.layouts) > 20
     for of_gradient, of_output in operations.layouts:
         assert of_gradient == of_output
 
