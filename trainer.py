@@ -684,6 +684,8 @@ def scores_on(args, data, device):
     extractor, names = metrics.from_args(args, device)
     if args.metrics == 'auto' and extractor and data.ref is data.images:
         names = [*names, 'copy']                      # a reference of training images rewards copying
+    if args.metrics == 'auto' and extractor:
+        names = metrics.kid_where_few(names, args.eval_samples, len(data.ref), extractor)
     check_with_data(args, data, extractor, names)
     return extractor, names
 
@@ -899,7 +901,10 @@ class Observer:
         half = len(rows) // 2
         halves = {'choose': rows[:half], 'report': rows[half:]}
         keep = bool({'kid', 'prdc', 'copy'} & {*self.names})           # scores of single features
-        how = {'batch': args.eval_batch, 'keep': keep, 'cache': args.cache}
+        how = {'batch': args.eval_batch, 'keep': keep, 'cache': args.cache, 'mirrored': 'copy' in self.names}
+        few = metrics.few_images(len(data.ref), self.extractor)
+        if few:
+            self.job.run.say(few)
 
         refs = metrics.references(data.ref, self.extractor, halves, **how)
         for name in halves:
