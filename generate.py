@@ -527,7 +527,7 @@ def draw_nearest(args, net, classes, data):
 
     made = metrics.stats(lambda start, end: x[start:end], len(x), extractor, keep=('features',))
     real = metrics.reference(data.images, extractor, keep=True, cache='auto', mirrored=True)
-    near, index, radius = metrics.neighbours_of(made.features, real, extractor, min(4, real.n))    # [N, 4] each
+    near, index, radius = metrics.neighbours_of(made.features, real, extractor, min(4, real.n))  # [N, 4]
 
     names = [f'seed {seed}' for seed in seeds]
     if y:

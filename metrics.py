@@ -340,17 +340,18 @@ def copy_rate(fake, real, mirrored=None):
 
 
 def compared(features, extractor):
-    """Features as neighbours are sought among them: of length 1 where the extractor says `unit`, or as they are."""
-    if features is not None and getattr(extractor, 'unit', False):
-        return F.normalize(features.double(), dim=1)
+    """Features [N, D] as neighbours are sought among them: the roots of their shares if `hellinger`.
+
+    The distance of such roots is that of Hellinger (1909), up to a factor. Poor images have small features,
+    which lie near to those of every image: flat squares would be copies of photographs. Their shares differ.
+    """
+    if features is not None and getattr(extractor, 'hellinger', False):
+        return F.normalize(features.double().clamp(min=0).sqrt(), dim=1)    # sqrt(f / sum f)
     return features
 
 
 def neighbours_of(features, ref, extractor, k):
-    """Distances and indices [N, k] of the images of a reference that are nearest to features, and the copy radius.
-
-    ref: Stats with features, and with mirrored ones if the extractor counts mirror images as copies.
-    """
+    """Distances and indices [N, k] of the images of ref (Stats) nearest to features, and the copy radius."""
     features, real, mirrored = [compared(x, extractor) for x in (features, ref.features, ref.mirrored)]
     near, index = nearest_neighbours(features, real, k, mirrored)
     return near, index, copy_radius(real, mirrored)
@@ -526,8 +527,8 @@ def resize(images, size, mode, device='cpu'):
 # or None for the logits, in float32. It has the attributes name, score (what its Frechet distance is called),
 # dim, classes, device and protocol, a dict that goes into every score; one with logits also has bias.
 #
-# Where `unit` is true, scores of neighbours (prdc, copy) divide features by their norm. Where `mirror` is true,
-# mirror images of the training images count as copies. Inception has neither: its scores stay as published.
+# Where `hellinger` is true, neighbours (prdc, copy) are sought as `compared` says. Where `mirror` is true,
+# mirror images of training images count as copies. Inception has neither: its scores stay as published.
 
 @contextlib.contextmanager
 def in_fp32(device):
@@ -681,7 +682,7 @@ class EffNet:
     score = 'FD-effnet'
     dim = 1280
     classes = 0
-    unit = True                                             # noise has short features, near to everything
+    hellinger = True
     mirror = True
 
     def __init__(self, device='cpu'):
@@ -734,87 +735,78 @@ class OwnFeatures:
     """uint8 images -> features [N, D] of a module of your own: TorchScript (.pt) or torch.export (.pt2).
 
     The distance is named after the file, whose sha256 is in the protocol. The module is tried at once, on
-    images of side res. Exits 2 on a file that holds no such module, on images that the module cannot take,
-    and on what is not finite floats [N, D].
+    three images of side res. Exits 2 on a file that holds no such module, on images that the module cannot
+    take, and on what is not finite floats [N, D].
     """
     classes = 0
     mirror = True
 
     def __init__(self, path, device='cpu', res=64):
-        self.flag = f'--features {path}'
         check_features(path)
+        self.flag = f'--features {path}'
+        self.device = device
+        self.dim = None                                     # until the features are seen, below
         try:
             data, digest = read_hashed(path)
             self.net = load_module(data, path.endswith('.pt2'), device)
         except BROKEN as error:
-            refuse(f'{self.flag} is no module of TorchScript (.pt) or torch.export (.pt2): {first_line(error)}')
+            self.reject('is no module of TorchScript (.pt) or torch.export (.pt2)', error)
 
-        self.device = device
-        self.name = os.path.splitext(os.path.basename(path))[0]
+        file = os.path.basename(path)
+        self.name = os.path.splitext(file)[0]
         self.score = f'FD-{self.name}'
-        self.protocol = {
-            'features': os.path.basename(path),
-            'weights': digest,
-            'quantise': QUANTISE,
-            'resize': 'by the module',
-        }
+        self.protocol = {'features': file, 'weights': digest, 'quantise': QUANTISE, 'resize': 'by the module'}
         pixels = torch.arange(3 * 3 * res * res) % 251
-        self.dim = None
         self.dim = self(pixels.byte().view(3, 3, res, res))[0].shape[1]
 
+    def reject(self, what, error=''):
+        """Exits 2 with a sentence; error: an exception, of which the last line is quoted."""
+        if error:
+            *_, last = str(error).strip().split('\n')       # TorchScript's trace comes before it
+            what = f'{what} ({type(error).__name__}: {last[:150]})'
+        refuse(f'{self.flag} {what}', alone=self.dim is not None)
+
     def __call__(self, images):
-        """uint8 [N, 3, H, W], or a list of [3, H, W] -> features [N, D], float32, and None instead of logits."""
+        """uint8 [N, 3, H, W], or a list of [3, H, W] -> features [N, D], float32, and None for the logits."""
         if isinstance(images, (list, tuple)):
             if len({image.shape for image in images}) > 1:
                 return torch.cat([self(image[None])[0] for image in images]), None
             images = torch.stack(images)
+        n, _, height, width = images.shape
         try:
             with in_fp32(self.device):
                 features = self.net(images.to(self.device))
         except torch.OutOfMemoryError:
             raise
-        except (*BROKEN, AssertionError) as error:          # a program of somebody else
-            n, _, height, width = images.shape
-            refuse(f'{self.flag} cannot take {n} images of {width} x {height} px ({first_line(error)}): make it '
-                   'take any number of images', alone=True)
-        self.check(features, len(images))
-        return features.float(), None
+        except (*BROKEN, AssertionError) as error:          # guards of torch.export assert
+            self.reject(f'cannot take {n} images of {width} x {height} px, and must take any number', error)
 
-    def check(self, features, n):
-        """Exits 2 where features are not finite floats [n, D]."""
-        found = type(features).__name__
-        if torch.is_tensor(features):
-            found = f'{features.dtype} {list(features.shape)}'
-            wanted = (n, self.dim or features.shape[-1]) if features.ndim else None
-            if features.shape == wanted and features.is_floating_point():
-                if not features.isfinite().all():
-                    refuse(f'{self.flag} gives features that are not finite', alone=True)
-                return
-        refuse(f'{self.flag} gives {found} for {n} images, floats [{n}, {self.dim or "D"}] are needed', alone=True)
+        wanted = f'for {n} images, floats [{n}, {self.dim or "D"}] are needed'
+        if not torch.is_tensor(features):
+            self.reject(f'gives {type(features).__name__} {wanted}')
+        shape = list(features.shape)
+        if len(shape) != 2 or shape != [n, self.dim or shape[1]] or not features.is_floating_point():
+            self.reject(f'gives {features.dtype} {shape} {wanted}')
+        if not features.isfinite().all():
+            self.reject('gives features that are not finite')
+        return features.float(), None
 
 
 def load_module(data, exported, device):
     """The module in the bytes of a file of torch.export, or of TorchScript. Raises one of BROKEN."""
-    file = io.BytesIO(data)
-    logging.disable()                                       # torch.export logs tracebacks of what it raises
+    logging.disable()                                       # torch.export logs tracebacks of its errors
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')                 # newer versions of torch call TorchScript deprecated
+            warnings.simplefilter('ignore')                 # TorchScript is called deprecated
             if not exported:
-                return torch.jit.load(file, map_location=device).eval()
-            program = torch.export.load(file)
+                return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+            program = torch.export.load(io.BytesIO(data))
     finally:
         logging.disable(logging.NOTSET)
     if torch.device(device).type != 'cpu':
         from torch.export.passes import move_to_device_pass
         program = move_to_device_pass(program, device)
     return program.module()
-
-
-def first_line(error):
-    """The class of an exception and the beginning of its first line, for a sentence."""
-    words = str(error).strip().split('\n')[0]
-    return f'{type(error).__name__}: {words[:150]}'
 
 
 # ---- the weights of Inception
@@ -915,7 +907,7 @@ NETWORKS = ('auto', 'inception', 'effnet')
 
 
 def check_features(features):
-    """Exits 2 where --features is neither a network of ours nor the name of a file that gives a name to a score."""
+    """Exits 2 where --features is neither a network of ours nor a file whose name can be that of a score."""
     if features in NETWORKS:
         return
     name, ending = os.path.splitext(os.path.basename(features))
@@ -923,22 +915,22 @@ def check_features(features):
         refuse(f'--features {features} is neither {", ".join(NETWORKS)} nor a file of TorchScript (.pt) or '
                'torch.export (.pt2)')
     if not re.fullmatch(r'[\w.-]+', name) or name == 'effnet':
-        refuse(f'--features {features}: the score would be FD-{name}, give the file another name, of letters, '
-               'digits, dots and dashes')
+        refuse(f'--features {features}: the score would be FD-{name}, give the file another name (letters, '
+               'digits, dots, dashes)')
 
 
 def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=False, res=None):
     """An Inception, an EffNet, or OwnFeatures.
 
-    features is 'inception', 'effnet', a file of OwnFeatures, or 'auto': Inception if its weights are found or
-    come within a minute, else EffNet with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and another
-    resize than 'torch' ask for Inception. res is the side of the images, if known. Exits 2 when what was asked
-    for cannot be had.
+    features is 'inception', 'effnet', a file of OwnFeatures, or 'auto': Inception if its weights are found
+    or come within a minute, else EffNet with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and
+    another resize than 'torch' ask for Inception. res is the side of the images, if known. Exits 2 when what
+    was asked for cannot be had.
     """
     if features not in ('auto', 'inception'):
         if weights or resize != 'torch':
-            refuse(f'--features {features}: --weights, --resize {resize} and the protocols that set it are for '
-                   'Inception')
+            refuse(f'--features {features}: --weights, --resize {resize} and the protocols that set it are '
+                   'for Inception')
         return EffNet(device) if features == 'effnet' else OwnFeatures(features, device, res or 64)
 
     weights = weights or os.environ.get('FID_INCEPTION_WEIGHTS')
@@ -1087,8 +1079,8 @@ def references(images, extractor, parts, batch=64, keep=False, cache='none', mir
 
     Each image passes the extractor once at most. So parts, if there are any, must cut the images into pieces
     without overlap. keep: hold the features, which all metrics but 'fid' need. mirrored: hold those of the
-    mirror images, too, if the extractor says `mirror`; 'copy' needs them. cache is a folder of earlier
-    results, 'auto' (a folder beside the weights) or 'none'.
+    mirror images, too, where the extractor says `mirror`, so that 'copy' counts them. cache is a folder of
+    earlier results, 'auto' (a folder beside the weights) or 'none'.
     """
     outputs = ['features'] if keep else []
     if mirrored and getattr(extractor, 'mirror', False):
@@ -1127,7 +1119,7 @@ def cache_path(cache, images, extractor):
 
 
 def remembered(images, extractor, batch, outputs, cache):
-    """Stats of images with the outputs, 'features' and 'mirrored', out of the cache or measured and put there."""
+    """Stats of images with the outputs (features, mirrored), out of the cache or measured and put there."""
     def flipped(start, end):
         part = images[start:end]
         if isinstance(part, (list, tuple)):
@@ -1284,7 +1276,7 @@ def outputs_needed(metrics):
     return outputs
 
 
-def check_comparable(gen, refs, metrics, extractor=None):
+def check_comparable(gen, refs, metrics):
     """Raises ValueError for references of another protocol, and where features or logits are missing."""
     for name, ref in refs.items():
         if gen.protocol and ref.protocol and gen.protocol != ref.protocol:
@@ -1299,10 +1291,6 @@ def check_comparable(gen, refs, metrics, extractor=None):
             raise ValueError(f'{words} needs the {key} of the generated images, not moments alone')
     if 'features' in needed and all(ref.features is None for ref in refs.values()):
         raise ValueError(f'{words} needs the features of the reference, not moments alone')
-    if 'copy' in metrics and getattr(extractor, 'mirror', False):
-        for name, ref in refs.items():
-            if ref.features is not None and ref.mirrored is None:
-                raise ValueError(f'copy needs the mirror images of reference {name} (mirrored=True), too')
 
 
 def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, size=1000, k=3, k_dc=5):
@@ -1320,7 +1308,7 @@ def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, 
     extractor is the one that gen went through, or None.
     Raises ValueError as check_comparable and the single scores do.
     """
-    check_comparable(gen, refs, metrics, extractor)
+    check_comparable(gen, refs, metrics)
     rich = {name: ref for name, ref in refs.items() if ref.features is not None}
     result = {}
     protocol = dict(gen.protocol or {})
@@ -1350,7 +1338,7 @@ def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, 
 
 def add_neighbour_scores(result, protocol, gen, rich, metrics, extractor, k, k_dc):
     """Adds prdc and copy to the result and to the protocol of `scores`; rich: references with features."""
-    lengths = ', features divided by their norm' if getattr(extractor, 'unit', False) else ''
+    kind = ', Hellinger distance of features' if getattr(extractor, 'hellinger', False) else ''
     fake = compared(gen.features, extractor)
     for key, ref in rich.items():
         real = compared(ref.features, extractor)
@@ -1358,21 +1346,20 @@ def add_neighbour_scores(result, protocol, gen, rich, metrics, extractor, k, k_d
             for word, value in prdc(fake, real, k, k_dc).items():
                 result.setdefault(word, {})[key] = value
             protocol['prdc'] = (f'k = {k} (precision, recall), {k_dc} (density, coverage), '
-                                f'on these features, not VGG16{lengths}')
+                                f'on these features, not VGG16{kind}')
         if 'copy' in metrics:
-            mirrored = ref.mirrored if getattr(extractor, 'mirror', False) else None
-            rate = copy_rate(fake, real, compared(mirrored, extractor))
+            rate = copy_rate(fake, real, compared(ref.mirrored, extractor))
             result.setdefault('copy', {})[key] = rate
-            words = '' if mirrored is None else ', mirror images included'
+            mirrored = ', mirror images included' if ref.mirrored is not None else ''
             protocol['copy'] = ('within the 5th percentile of nearest-neighbour distances in the reference'
-                                f'{words}{lengths}')
+                                f'{mirrored}{kind}')
 
 
 def few_images(n, extractor):
-    """A sentence where n reference images are few for the distance; None where they are enough, or unknown."""
+    """A sentence where n reference images are few for the distance, or None."""
     if n and extractor and n < extractor.dim:
-        return (f'{n} reference images are few for {extractor.score} in {extractor.dim} dimensions, which may rank '
-                'noise before photographs of other things: read KID first')
+        return (f'{n} reference images are few for {extractor.score} in {extractor.dim} dimensions, which '
+                'may rank noise before photographs of other things: read KID first')
     return None
 
 
@@ -1426,8 +1413,8 @@ def add_flags(group, experiments=None):
     group.add_argument('--metrics', default='auto', metavar='LIST',
                        help=f'auto (fid, and is with Inception), none, or a list from {",".join(METRICS)}')
     experiments.add_argument('--features', default='auto', metavar='NAME|FILE',
-                             help='network of the scores: auto (inception if its weights are found), inception, '
-                                  'effnet, or a module of your own (.pt of TorchScript, .pt2 of torch.export)')
+                             help='network of the scores: auto (inception if its weights are found), '
+                                  'inception, effnet, or a file with a module of your own (.pt, .pt2)')
     group.add_argument('--weights', metavar='PATH',
                        help="weights of FID's Inception (default: $FID_INCEPTION_WEIGHTS, or downloaded)")
     experiments.add_argument('--protocol', choices=PROTOCOLS,
@@ -1497,8 +1484,8 @@ NAMED = ('cifar10-train', 'cifar10-test', 'cifar100-train', 'cifar100-test', 'fa
 class Images:
     """Images behind a flag: a slice gives uint8 [n, 3, H, W], or a list of [3, H, W] of mixed sizes.
 
-    get(rows) is what returns them, sizes is the set of their (width, height), if known. Says on stderr how far
-    it is, every five seconds.
+    get(rows) is what returns them, sizes is the set of their (width, height), if known. Says on stderr how
+    far it is, every five seconds.
     """
 
     def __init__(self, name, n, get, fingerprint, sizes=()):
@@ -1624,7 +1611,7 @@ def names_in_folder(path):
 class ImageFiles:
     """The images of a folder or a zip, decoded by threads, one batch ahead.
 
-    Called with a slice, it returns a list of uint8 [3, H, W]; with res, of their central squares [3, res, res].
+    Called with a slice, it returns a list of uint8 [3, H, W], or [3, res, res] as in `rgb`.
     """
 
     def __init__(self, source, names, archive=None, res=None):
@@ -1735,14 +1722,14 @@ def run_folder(path):
 
 
 def open_run(path, root):
-    """What a run was scored against, and its training images: two Images, the same one where they are the same.
+    """What a run was scored against, and its training images: two Images, maybe the same one.
 
-    root: where its data set lies now, or None for where it lay. Exits 2 where the set is not the same any more.
+    root: where its data set lies now, or None for where it lay. Exits 2 where the set has changed.
     """
     try:
         from data import images                             # here, since metrics.py serves without it, too
     except ImportError:
-        refuse(f'--ref {path} is a run, and data/images.py, which reads its images, does not lie beside metrics.py')
+        refuse(f'--ref {path} is a run, whose images data/images.py reads: put that beside metrics.py')
     found = {}
     try:
         for name in ('args.json', 'subset.json'):
@@ -1750,8 +1737,8 @@ def open_run(path, root):
                 found[name] = json.load(file)
         flags = found['args.json']['args']
         wanted = found['subset.json']['fingerprint']
-        cuts = {key: flags[key] for key in ('frac', 'subset', 'holdout', 'ref', 'res', 'crop')}
-        seed, plain = flags['data_seed'], bool(flags.get('classes'))
+        cuts = {key: flags[key] for key in ('frac', 'subset', 'holdout', 'ref', 'res', 'crop') if key in flags}
+        seed, plain = flags.get('data_seed', 0), bool(flags.get('classes'))
         name, root = flags['data'], root or flags['root']
     except BROKEN as error:
         refuse(f'--ref {path}: its args.json and subset.json are not those of a training ({error!r})')
@@ -1868,8 +1855,8 @@ def get_args(argv=None):
     source = f'folder, zip, .npz, or {", ".join(NAMED)}'
     a = p.add_argument_group('images').add_argument
     a('--gen', metavar='X', help=f'generated images: {source}')
-    a('--ref', metavar='Y', help='real images, for copy and --sheet those of the training: a run directory (which '
-                                 f'gives the reference, the size and the share of that run), {source}')
+    a('--ref', metavar='Y', help='real images, for copy and --sheet those of the training: a run directory '
+                                 f'(reference, size and share as in that run), {source}')
     a('--res', type=int, metavar='N', help='read a folder or zip of --ref as a training of N x N px does')
     a('--root', default='datasets', help='where downloaded data sets lie')
     a('--eval-samples', type=int, metavar='N', help='score the first N images of --gen (default: all)')
@@ -1913,7 +1900,7 @@ def check_request(args):
     if args.ref and not needs_ref:
         refuse('--metrics is does without --ref: drop it')
     if args.res is not None and (not 8 <= args.res <= 4096 or not args.ref or run_folder(args.ref)):
-        refuse(f'--res {args.res} is for photographs behind --ref, from 8 to 4096, and a run has a size of its own')
+        refuse(f'--res {args.res} is for photographs behind --ref, 8 to 4096; a run has a size of its own')
 
     for flag, path in (('--json', args.json), ('--sheet', args.sheet), ('--save-stats', args.save_stats)):
         if path is not None and not can_be_written(path):
@@ -2027,7 +2014,8 @@ def main(argv=None):
         if isinstance(source, Stats):
             refs[name] = source
         elif source is not None and (metrics != ['is'] or args.save_stats or args.sheet):
-            refs[name] = reference(source, net, args.eval_batch, 'features' in outputs, args.cache, seeks_copies)
+            keep = 'features' in outputs
+            refs[name] = reference(source, net, args.eval_batch, keep, args.cache, seeks_copies)
     made = gen
     if isinstance(gen, Images):
         made = stats(lambda start, end: gen[start:end], len(gen), net, args.eval_batch, outputs)
@@ -2061,7 +2049,7 @@ def open_reference(args, device):
 
 
 def advise(args, gen, ref, net):
-    """Says on stderr where the reference is small, or where its images have another size than those of --gen."""
+    """Says on stderr where the reference is small, or its images have another size than those of --gen."""
     if world()[0] or ref is None:
         return
     few = few_images(ref.n, net)
@@ -2070,12 +2058,12 @@ def advise(args, gen, ref, net):
     if isinstance(gen, Images) and isinstance(ref, Images) and gen.sizes != ref.sizes:
         of_gen, of_ref = [f'{min(x.sizes)[0]} x {min(x.sizes)[1]} px' if len(x.sizes) == 1 else 'mixed sizes'
                           for x in (gen, ref)]
-        tell(printable(f'--gen {args.gen} has images of {of_gen} and --ref {args.ref} of {of_ref}: the scores of a '
-                       'training are those of --ref RUN, or of its photographs with --res'))
+        tell(printable(f'--gen {args.gen} has images of {of_gen} and --ref {args.ref} of {of_ref}: a training '
+                       'is scored as by --ref RUN, or by its photographs with --res'))
 
 
 def write_files(args, result, gen, train, made, refs, net):
-    """Writes what --save-stats, --sheet and --json ask for; made and refs are statistics of gen and of references.
+    """Writes what --save-stats, --sheet and --json ask for; made and refs: statistics of gen and references.
 
     The sheet shows images of train, whose statistics are the last of refs.
 
