@@ -115,7 +115,7 @@ def add_training_flags(group, experiments):
     a = group.add_argument
     a('--batch', type=int, default=64, help='real images per D update, all ranks together')
     a('--batch-gpu', type=int,
-      help='images that a rank takes at a time; gradients are added up (default: batch / ranks)')
+      help='images that a rank takes at a time; gradients are added up (default: on a GPU what fits, else all)')
     a('--lr-g', type=float, default=2e-4, help='learning rate of G')
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
     a = experiments.add_argument
