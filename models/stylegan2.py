@@ -367,7 +367,7 @@ class Layer(nn.Module):
         x = x.permute(0, 2, 3, 1).flatten(1, 2)                # [N, H' W', O]
         return x * d.to(x.dtype)[:, None]
 
-    def add(self, x, noise):
+    def add_noise(self, x, noise):
         """x [N, H' W', O] plus sqrt(2) times the bias and the noise [N or 1, 1, H', W'] or None, in place."""
         strength = self.noise_strength.expand_as(self.bias)
         terms = torch.stack((self.bias, strength)) * GAIN      # [2, O]
@@ -396,8 +396,8 @@ class Layer(nn.Module):
         else:
             features = self.conv_scaled(x, s, d)
 
-        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it in `add`.
-        features = self.add(features, noise)
+        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it in `add_noise`.
+        features = self.add_noise(features, noise)
         features = F.leaky_relu(features, SLOPE, inplace=True)
         size = [side * (2 if self.up else 1) for side in x.shape[2:]]
         return features.unflatten(1, size).permute(0, 3, 1, 2)  # [N, O, H', W']
