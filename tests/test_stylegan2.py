@@ -258,11 +258,11 @@ def test_the_doubled_image_equals_the_slow_one_and_bilinear_interpolation_inside
 
 
 @pytest.mark.parametrize('up, down, pad', [(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 2)])
-@pytest.mark.parametrize('form', ['convolve', 'pool'])
+@pytest.mark.parametrize('form', ['low_pass_convolve', 'low_pass_pool'])
 @pytest.mark.parametrize('height, width', [(4, 6), (2, 4)])
 def test_every_form_of_the_low_pass_filter_equals_its_definition_with_two_derivatives(
         form, up, down, pad, height, width, monkeypatch):
-    monkeypatch.setattr(sg, 'convolve', getattr(sg, form))      # a CPU takes the form of a GPU
+    monkeypatch.setattr(sg, 'low_pass_convolve', getattr(sg, form))     # a CPU takes the form of a GPU
     torch.manual_seed(0)
     x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
     pads = (2, 1) if up == 2 else (pad, pad)
@@ -285,7 +285,7 @@ def test_a_layer_adds_noise_and_bias_of_any_number_of_pixels_with_their_gradient
             term += .3 * torch.randn_like(term)
 
     slow = x + math.sqrt(2) * (layer.noise_strength * noise.flatten(1)[..., None] + layer.bias)
-    fast = layer.add(x.clone(), noise)
+    fast = layer.add_noise(x.clone(), noise)
     close(fast, slow)
     grads = [torch.autograd.grad((y * weight).sum(), terms) for y in (fast, slow)]
     for a, b in zip(*grads):
