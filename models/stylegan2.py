@@ -148,10 +148,11 @@ def transposed(g, w, stride, pad, groups):
     """Transposed convolution of g [N, O, H, W] with w [O, I / groups, k, k]: [N, I, H', W'].
 
     It is the gradient of a convolution by its input.  For this, oneDNN has a kernel in bf16 that is twice as
-    fast for many channels."""
+    fast for many channels, and slow for weights that are not in channels_last."""
     if stride > 1 and g.shape[1] >= 128 and g.dtype == torch.bfloat16 and g.device.type == 'cpu':
         size = [stride * (side - 1) + w.shape[2] - 2 * pad for side in g.shape[2:]]
         shape = len(g), w.shape[1] * groups, *size
+        w = w.contiguous(memory_format=torch.channels_last)
         return torch.nn.grad.conv2d_input(shape, w, g, stride, pad, 1, groups)
     return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
 
@@ -378,8 +379,8 @@ class Layer(nn.Module):
         noise = noise.flatten(1).expand(len(x), -1)            # [N, H' W']
         noise = noise.to(x.dtype)
 
-        # Two sums, on a GPU and for few pixels.
-        if x.device.type != 'cpu' or noise.shape[1] < 2048:
+        # Two sums: on a GPU, for few pixels, and where x is not channels_last.
+        if x.device.type != 'cpu' or noise.shape[1] < 2048 or not x.is_contiguous():
             x += terms[0]
             return x.addcmul_(noise[..., None], terms[1])
 
