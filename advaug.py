@@ -24,7 +24,7 @@ raises D's logit, which helps G, and helps D on real images.
 import torch
 
 
-# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+# What each number may be.  The intervals are checked where the flags are parsed (cli.check_ranges).
 RANGES = {
     'adv_step': '(0, inf)',
     'adv_pgd': '[1, 1000]',

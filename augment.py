@@ -54,7 +54,7 @@ import torch
 
 STEERING = ('ada_heuristic', 'ada_target', 'ada_kimg', 'ada_interval', 'ada_pmax')     # how p moves
 
-# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+# What each number may be.  The intervals are checked where the flags are parsed (cli.check_ranges).
 RANGES = {
     'ada_p': '[0, 1]',
     'ada_target': '(-1, 1)',

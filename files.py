@@ -168,7 +168,7 @@ def load(path):
     that FORMS says."""
     try:
         with zipfile.ZipFile(path) as f:
-            changed = f.testzip()
+            changed = f.testzip() or first_folder(f)
         value = None if changed else torch.load(path, map_location='cpu', weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -177,7 +177,7 @@ def load(path):
     except Exception as e:                            # a damaged zip or pickle raises errors of every kind
         raise Damaged(f'{path} is damaged, or holds more than tensors and plain values ({reason(e)})') from e
     if changed:
-        raise Damaged(f'{path} is damaged (the checksum of {changed} is wrong)')
+        raise Damaged(f'{path} is damaged (its part {changed} has changed)')
 
     if isinstance(value, dict):
         for key, has_form in FORMS.items():
@@ -187,6 +187,16 @@ def load(path):
     if name:
         raise Damaged(f'{path} is damaged ({name} is not finite)')
     return value
+
+
+def first_folder(archive):
+    """The name of the first entry of a zip that is marked as a folder, or None.
+
+    torch.save writes none, and torch.load returns arbitrary memory for a tensor that is marked so."""
+    for entry in archive.infolist():
+        if entry.is_dir() or entry.external_attr & 0x10:
+            return entry.filename
+    return None
 
 
 def reason(error):

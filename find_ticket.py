@@ -47,6 +47,7 @@ import shutil
 
 import torch
 
+import cli
 import files
 import loop
 import metrics
@@ -64,7 +65,7 @@ OWN_FILES = r'ticket\d+\.pt|early\.pt|masks\.pt|args\.json'        # in --out, b
 WITHOUT_TRAINING = 'random', 'init', 'random-layers'  # methods
 EARLY_BIRD_MASKS = 5                                  # masks that must be alike
 
-# What each number may be, see loop.check_ranges
+# What each number may be, see cli.check_ranges
 RANGES = {
     'rounds': '[1, 1000]',
     'rho': '(0, 1)',
@@ -146,7 +147,7 @@ def pruned(args, masks, rule, rounds=1):
         try:
             new[name] = rule(name, old, keep) if old else {}
         except ValueError as e:
-            loop.refuse(f'--rounds {args.rounds} --rho {args.rho}: {e}')
+            cli.refuse(f'--rounds {args.rounds} --rho {args.rho}: {e}')
     return new
 
 
@@ -156,9 +157,9 @@ def rewind_and_save(args, k, masks):
     save_ticket(ticket_path(args, k), args, k, initial, masks, found_on(args, k))
     for name, mask in masks.items():
         if mask:
-            loop.say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
+            cli.say(f'round {k} of {args.rounds}: {name} {prune.sparsity(mask):.2%} pruned, '
                 f'{prune.alive(mask):,} weights left, {prune.channels(mask):.2%} of the channels gone')
-            loop.say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
+            cli.say('\n'.join(f'{name}  {line}' for line in prune.table(mask)))
     gc.collect()                                      # a training refers to itself, so that it is still there
     torch.cuda.empty_cache()
 
@@ -227,7 +228,7 @@ def early_bird(args):
         masks = pruned(args, dense, smallest(args, trained), args.rounds)
         del trained                                   # before the next networks are made
         saved = {'step': step, 'last': [*last[1 - EARLY_BIRD_MASKS:], masks]}
-        if loop.world()[0] == 0:
+        if cli.world()[0] == 0:
             files.save(file, saved)
         loop.barrier()
 
@@ -235,7 +236,7 @@ def early_bird(args):
             f'the last masks differ in {drift:.2%} of the weights')
     if not settled:
         line += ', they have not settled'
-    loop.say(line)
+    cli.say(line)
     yield args.rounds, last[-1]
 
 
@@ -263,7 +264,7 @@ def begin(args):
     args.identity |= hashes
 
     check_ticket_file(args)
-    rank, _ = loop.world()
+    rank, _ = cli.world()
     if rank == 0:
         claim_finding(args.out)
         if args.flags.restart:
@@ -287,7 +288,7 @@ def begin(args):
     if rank == 0:
         os.makedirs(args.out, exist_ok=True)
         os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
-        files.write_json(f'{args.out}/args.json', {'command': loop.command(), 'identity': args.identity})
+        files.write_json(f'{args.out}/args.json', {'command': cli.command(), 'identity': args.identity})
     if not os.path.exists(ticket_path(args, 0)):
         save_dense_ticket(args, nets)
 
@@ -303,14 +304,14 @@ def save_ticket(file, args, k, weights, masks, data):
         'data': data,
         'init': weights, 'mask': masks,
         'sparsity': {name: prune.sparsity(mask) for name, mask in masks.items()}}
-    if loop.world()[0] == 0:
+    if cli.world()[0] == 0:
         files.save(file, ticket)
     loop.barrier()
 
 
 def found_on(args, k):
     """The fingerprint of the images that ticket k was found on, None where nothing was trained."""
-    names = ['early']                                 # ticket 0 knows of no round, also where rounds lie there
+    names = ['early']                                 # ticket 0 knows of no round, even where some lie there
     if k:
         names = [f'round{k - 1}', 'round0', 'early']
     for name in names:
@@ -326,14 +327,14 @@ def read_ticket(path):
 
 
 def check_ticket_file(args):
-    """Exit 2 where the file of --ticket is not a ticket of this finding, which may replace its own ones alone."""
+    """Exit 2 where the file of --ticket is no ticket of this finding, which may replace its own ones alone."""
     if not os.path.exists(args.ticket):
         return
     for own in glob.glob(f'{glob.escape(args.out)}/ticket*.pt'):
         if filecmp.cmp(args.ticket, own, shallow=False):
             return
     other = loop.read(args.ticket, f'--ticket {args.ticket}', 'model', 'args', 'round', 'mask')
-    loop.refuse(f"--ticket {args.ticket} is the ticket of another finding ({other['model']} on "
+    cli.refuse(f"--ticket {args.ticket} is the ticket of another finding ({other['model']} on "
                 f"{other['args'].get('data')}, round {other['round']}) than of {args.out}: "
                 'name another --ticket, or move that file away')
 
@@ -392,7 +393,8 @@ def get_args(argv=None):
         'data': data,
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
-    args.out = args.out or f'runs/find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
+    name = f'find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
+    args.out = args.out or f'runs/{name}'
     check_ticket(args)
     return args
 
@@ -422,7 +424,7 @@ def own_parser():
     a = p.add_argument_group('for experiments').add_argument
     a('--method', choices=['imp', *METHODS], default='imp', help='how weights are chosen, see above')
     a('--prune', choices=['g', 'd', 'gd'],
-      help="networks that are pruned: G, D or both (default: gd, as in the paper; its released code: g)")
+      help="networks that are pruned: G, D or both (default: gd, as in the paper; the released command: g)")
     a('--prunable', choices=['conv', 'all'],
       help='weights that may go: of convolutions, or of every layer (default: conv)')
     a('--rank', choices=['effective', 'raw'], default='effective',
@@ -440,35 +442,35 @@ def own_parser():
 
 def check_own_flags(args):
     """Set the defaults of INHERITED; refuse numbers out of range, flags of another method, unusable paths."""
-    loop.check_ranges(args, RANGES)
-    loop.check_output('--out', args.out, folder=True)
-    loop.check_output('--ticket', args.ticket)
+    cli.check_ranges(args, RANGES)
+    cli.check_output('--out', args.out, folder=True)
+    cli.check_output('--ticket', args.ticket)
     for name, default in INHERITED.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
         elif args.method == 'random-layers':
-            loop.refuse(f'{loop.flag(args, name)}: --method random-layers has it from --like, leave it out')
+            cli.refuse(f'{cli.flag(args, name)}: --method random-layers has it from --like, leave it out')
 
     methods = {'like': 'random-layers', 'eb_every': 'early-bird', 'eb_threshold': 'early-bird'}
     for name, method in methods.items():
         if getattr(args, name) is not None and args.method != method:
-            loop.refuse(f'{loop.flag(args, name)} is for --method {method}: leave it out')
+            cli.refuse(f'{cli.flag(args, name)} is for --method {method}: leave it out')
     if args.method == 'slimming' and args.prune != 'g':
-        loop.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
+        cli.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
     if args.method == 'random-layers' and not args.like:
-        loop.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: '
+        cli.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: '
                     'give --like TICKET')
 
 
 def check_training(args):
     """Refuse flags of the training script that do not go with finding a ticket."""
     if args.flags.mask:
-        loop.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; '
+        cli.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; '
                     'give --init-from for trained weights')
     if getattr(args.flags, 'transfer', None) == 'minegan':
-        loop.refuse('--transfer minegan: the miner is no part of a ticket')
+        cli.refuse('--transfer minegan: the miner is no part of a ticket')
     if args.rewind >= args.flags.steps:
-        loop.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
+        cli.refuse(f'--rewind {args.rewind} is not below --steps {args.flags.steps}')
 
 
 def check_rounds(args):
@@ -486,21 +488,21 @@ def check_rounds(args):
             left = prune.alive_after(before, args.rho, 1)
             round_k = f'--rounds {args.rounds} --rho {args.rho}: round {k}'
             if left == before:
-                loop.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
+                cli.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
                             'use a larger rho, or fewer rounds')
             if left < len(sizes):
-                loop.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
+                cli.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
                             'use a smaller rho, or fewer rounds')
 
 
 def check_ticket(args):
     """Refuse a --ticket in the place of the directory, or of another file of this finding."""
     if trainer.lies_in(args.out, args.ticket):
-        loop.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
+        cli.refuse(f'--ticket {args.ticket} is the directory of --out {args.out}, or one above: name a file')
     folder, name = os.path.split(os.path.realpath(args.ticket))
     is_last = name == f'ticket{args.rounds}.pt'
     if folder == os.path.realpath(args.out) and re.fullmatch(OWN_FILES, name) and not is_last:
-        loop.refuse(f'--ticket {args.ticket} is a file that the finding in --out {args.out} needs: '
+        cli.refuse(f'--ticket {args.ticket} is a file that the finding in --out {args.out} needs: '
                     'use another name')
 
 
@@ -508,13 +510,13 @@ def adopt_rounds(args):
     """Take the round of the --like ticket; returns the hash of its masks.  Exits 2 where it does not fit."""
     like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
     if like['model'] != args.model or not like['round']:
-        loop.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: "
+        cli.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: "
                     f"give a pruned {args.model}'s")
     G, D = trainer.without_weights(args.recipe.build, args.flags)
     for name, net in (('G', G), ('D', D)):
         sentence = prune.mismatch(net, like['init'][name], like['mask'][name])
         if sentence:
-            loop.refuse(f'--like {args.like} does not fit {name}: {sentence}')
+            cli.refuse(f'--like {args.like} does not fit {name}: {sentence}')
     args.rounds = like['round']
     return files.digest(like['mask'])
 
@@ -535,7 +537,7 @@ def say_length(args):
         count = 0
     elif args.method != 'imp':
         count = min(left, 1)
-    loop.say(f'{args.out}: {count} trainings of {args.flags.steps} steps are to be done, for {left} tickets')
+    cli.say(f'{args.out}: {count} trainings of {args.flags.steps} steps are to be done, for {left} tickets')
 
 
 def main(args):
@@ -553,11 +555,11 @@ def main(args):
             rewind_and_save(args, k, masks)
 
     last = ticket_path(args, args.rounds)
-    if loop.world()[0] == 0:
+    if cli.world()[0] == 0:
         files.write(args.ticket, functools.partial(shutil.copyfile, last))
-    loop.say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
+    cli.say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
     return last
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

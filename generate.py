@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import cli
 import files
 import loop
 import metrics
@@ -55,7 +56,7 @@ ACTS_ON = {
 }
 STYLEGAN2_FLAGS = ('psi', 'truncation_cutoff', 'noise', 'mix')
 
-# What each number may be, see loop.check_ranges
+# What each number may be, see cli.check_ranges
 RANGES = {
     'columns': '[1, 10000]',
     'frames': '[1, 1e6]',
@@ -107,12 +108,12 @@ def get_args(argv=None):
     a('--columns', type=int, help='images per row (default: 8, or all seeds of a class, or all of a loop)')
 
     args = p.parse_args(argv)
-    loop.check_ranges(args, RANGES)
+    cli.check_ranges(args, RANGES)
     loop.check_device(args)
     if os.path.isdir(args.source):
         args.source = os.path.join(args.source, f'{args.which}.pt')
     if not os.path.isfile(args.source):
-        loop.refuse(f'{args.source}: no such checkpoint; name a run directory or one of its last.pt, best.pt')
+        cli.refuse(f'{args.source}: no such checkpoint; name a run directory or one of its last.pt, best.pt')
     check_flags(args)
     read_numbers(args)
     metrics.check_features(args.features or 'auto')
@@ -123,7 +124,7 @@ def check_flags(args):
     """Sets args.mode, args.film and args.out. Exits 2 on flags that contradict each other or do nothing."""
     asked = [f'--{mode}' for mode in MODES if getattr(args, mode) is not None] or ['grid']
     if len(asked) > 1:
-        loop.refuse(f'{asked[0]} and {asked[1]} make different pictures: give one of them')
+        cli.refuse(f'{asked[0]} and {asked[1]} make different pictures: give one of them')
     args.mode = asked[0].removeprefix('--')
     strip = args.out and args.out.lower().endswith('.png')
     args.film = args.mode == 'interpolate' and not strip
@@ -132,26 +133,26 @@ def check_flags(args):
         idle = asked[0] not in kinds or (name == 'columns' and args.film)
         if idle and getattr(args, name) is not None:
             where = 'here in a film' if args.film else 'here'
-            loop.refuse(f'{loop.flag(args, name)} does nothing {where}: it is for {", ".join(kinds)}')
+            cli.refuse(f'{cli.flag(args, name)} does nothing {where}: it is for {", ".join(kinds)}')
     if args.truncation_cutoff and args.psi in (None, 1):
-        loop.refuse(f'{loop.flag(args, "truncation_cutoff")} does nothing without truncation: add --psi .7')
+        cli.refuse(f'{cli.flag(args, "truncation_cutoff")} does nothing without truncation: add --psi .7')
     if args.noise == 'random' and args.mode in ('mix', 'interpolate'):
-        loop.refuse(f'--noise random would differ between the images of --{args.mode}: use const or none')
+        cli.refuse(f'--noise random would differ between the images of --{args.mode}: use const or none')
 
     if args.out is None:
         args.out = 'loop.gif' if args.film else f'{args.mode}.png'
     ending = os.path.splitext(args.out)[1].lower()
     endings = ('.gif', '.mp4') if args.film else ('.png',)
     if ending not in endings:
-        loop.refuse(f'--out {args.out}: a film is a .gif or .mp4 of --interpolate, all else is a .png')
+        cli.refuse(f'--out {args.out}: a film is a .gif or .mp4 of --interpolate, all else is a .png')
     if ending == '.mp4' and not shutil.which('ffmpeg'):
-        loop.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
+        cli.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
                     'install it, or name the film .gif')
     if not os.path.isdir(os.path.dirname(args.out) or '.'):
-        loop.refuse(f'--out {args.out}: its folder is not there, make it first')
-    loop.check_output('--each', args.each, folder=True)
+        cli.refuse(f'--out {args.out}: its folder is not there, make it first')
+    cli.check_output('--each', args.each, folder=True)
     if args.mode != 'each':
-        loop.check_output('--out', args.out)
+        cli.check_output('--out', args.out)
 
 
 def read_numbers(args):
@@ -164,10 +165,10 @@ def read_numbers(args):
     if args.mix:
         args.mix = [parse_numbers('--mix', text) for text in args.mix]
         if len(args.mix[0]) * len(args.mix[1]) > MOST_NUMBERS:
-            loop.refuse(f'--mix: {len(args.mix[0])} times {len(args.mix[1])} images are too many: '
+            cli.refuse(f'--mix: {len(args.mix[0])} times {len(args.mix[1])} images are too many: '
                         f'name at most {MOST_NUMBERS:,}')
     if args.interpolate and len(args.interpolate) < 2:
-        loop.refuse('--interpolate: one seed makes no loop, name two or more')
+        cli.refuse('--interpolate: one seed makes no loop, name two or more')
 
 
 def parse_numbers(flag, text, names=()):
@@ -178,16 +179,16 @@ def parse_numbers(flag, text, names=()):
         high = high or low
         digits = low.isdecimal() and high.isdecimal()
         if digits and max(len(low), len(high)) > MOST_DIGITS:
-            loop.refuse(f'{flag} {text}: use numbers of at most {MOST_DIGITS} digits')
+            cli.refuse(f'{flag} {text}: use numbers of at most {MOST_DIGITS} digits')
         if digits and int(low) <= int(high):
             if int(high) - int(low) + len(found) >= MOST_NUMBERS:
-                loop.refuse(f'{flag} {text} are too many: name at most {MOST_NUMBERS:,}')
+                cli.refuse(f'{flag} {text} are too many: name at most {MOST_NUMBERS:,}')
             found += range(int(low), int(high) + 1)
         elif item in names:
             found.append(names.index(item))
         else:
             known = f', nor one of {", ".join(names[:20])}' if names else ''
-            loop.refuse(f'{flag} {text}: {item!r} is neither a number nor a range such as 0-63{known}')
+            cli.refuse(f'{flag} {text}: {item!r} is neither a number nor a range such as 0-63{known}')
     return found
 
 
@@ -196,7 +197,7 @@ def chosen_classes(args, saved):
     count = saved['args'].get('classes') or 0
     if not count:
         if args.classes is not None:
-            loop.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
+            cli.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
         return {}
 
     names = []
@@ -209,7 +210,7 @@ def chosen_classes(args, saved):
     if args.classes is not None:
         chosen = parse_numbers('--classes', args.classes, names)
     if max(chosen) >= count:
-        loop.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')
+        cli.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')
     if not names:
         return {c: str(c) for c in chosen}
     return {c: names[c] for c in chosen}
@@ -422,12 +423,12 @@ def draw_mix(args, net, classes):
     Source: Karras et al. 2019, section 3.1.
     """
     if args.classes and len(classes) > 1:
-        loop.refuse(f'--classes {args.classes}: --mix shows one class, name one')
+        cli.refuse(f'--classes {args.classes}: --mix shows one class, name one')
     layers = args.mix_layers or [4, 5, 6, 7]
     if not args.mix_layers and net.num_ws <= 7:
         layers = list(range(net.num_ws // 2, net.num_ws))      # of a small network, the finer half
     if max(layers) >= net.num_ws:
-        loop.refuse(f'--mix-layers {layers[0]}-{layers[-1]}: {args.source} has the layers 0-{net.num_ws - 1}')
+        cli.refuse(f'--mix-layers {layers[0]}-{layers[-1]}: {args.source} has the layers 0-{net.num_ws - 1}')
 
     y = next(iter(classes), None)
     rows = points(net, args.mix[0], y, **args.truncation)      # [R, num_ws, w_dim]
@@ -494,9 +495,9 @@ def write_film(path, x):
         done = subprocess.run(command, input=x.tobytes(), capture_output=True)
         if done.returncode:
             why = done.stderr.decode().strip()[-200:]
-            loop.refuse(f'--out {path}: ffmpeg failed ({why}), name the film .gif')
+            cli.refuse(f'--out {path}: ffmpeg failed ({why}), name the film .gif')
 
-    loop.write(path, gif if path.lower().endswith('.gif') else mp4)
+    files.write(path, gif if path.lower().endswith('.gif') else mp4)
 
 
 def load_training_set(args, saved):
@@ -510,7 +511,7 @@ def load_training_set(args, saved):
 
     data = a.get('data') or ''
     if data not in images.NAMES and not os.path.isdir(data) and not os.path.isfile(data):
-        loop.refuse(f'--nearest: the training images {data} are not here, name their folder: '
+        cli.refuse(f'--nearest: the training images {data} are not here, name their folder: '
                     '--nearest FOLDER')
     cuts = {key: a[key] for key in ('root', 'frac', 'subset', 'holdout', 'ref', 'res', 'crop') if key in a}
     return images.load(data, seed=a.get('data_seed', 0), plain=bool(a.get('classes')), **cuts)
@@ -520,7 +521,7 @@ def draw_nearest(args, net, classes, data):
     """A sheet of samples beside their nearest images of the data set, in feature space."""
     seeds, y = seeds_and_classes(args, classes)
     if min(len(seeds), len(data.images)) < 2:
-        loop.refuse(f'--nearest compares two or more: here are {len(seeds)} seeds and '
+        cli.refuse(f'--nearest compares two or more: here are {len(seeds)} seeds and '
                     f'{len(data.images)} images')
     extractor = metrics.extractor(args.features or 'auto', device=args.device, res=data.images.shape[2])
     x = sample(net, seeds, y, **args.truncation)
@@ -548,7 +549,7 @@ def main(args):
     for name in STYLEGAN2_FLAGS:
         if getattr(args, name) is not None and saved['model'] != 'stylegan2':
             flag = f'--{name.replace("_", "-")}'
-            loop.refuse(f'{flag} is for StyleGAN2, {args.source} is of {saved["model"]}')
+            cli.refuse(f'{flag} is for StyleGAN2, {args.source} is of {saved["model"]}')
     classes = chosen_classes(args, saved)
     data = load_training_set(args, saved) if args.mode == 'nearest' else None
 
@@ -556,7 +557,7 @@ def main(args):
     psi = 1. if args.psi is None else args.psi
     args.truncation = {'psi': psi, 'cutoff': args.truncation_cutoff}
     if args.truncation_cutoff and args.truncation_cutoff > net.num_ws:
-        loop.refuse(f'{loop.flag(args, "truncation_cutoff")}: {args.source} has {net.num_ws} layers')
+        cli.refuse(f'{cli.flag(args, "truncation_cutoff")}: {args.source} has {net.num_ws} layers')
     if args.noise:
         net.noise = args.noise
 
@@ -567,4 +568,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

@@ -27,32 +27,23 @@ import functools
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import unicodedata
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+import cli
 import files
-from files import digest, load, read_jsonl, to_cpu, write, write_json, write_jsonl  # noqa: F401
 
 START = time.time()                           # --max-hours counts from here
-STOP = []                                     # signals received; read once a step, for all ranks together
-CLOSED = 13                                   # the number of SIGPIPE: nobody reads stdout any more
-CURRENT = []                                  # the Run of this process, of which a disk error tells the step
 
 # Flags that scale the updates or the losses: what to lower where numbers overflow
 SCALES = ('lr_g', 'lr_d', 'slim', 'lecam', 'r1', 'pl', 'adv_step', 'adv_lambda_g', 'adv_lambda_d')
-
-LONGEST_NAME = 240                            # bytes, of 255: room for `.tmp` and the like
-LONGEST_PATH = 3000                           # letters, of 4096
 
 # Flags that may change when a run is resumed, because they do not change what the next step computes.
 MAY_CHANGE = {
@@ -104,77 +95,18 @@ def add_flags(group, experiments=None):
     return group
 
 
-def check_ranges(args, *tables):
-    """Refuse a number that does not lie in its interval; NaN lies in none, and inf is the open end of some.
-
-    tables: {flag: interval}, such as {'ema': '[0, 1)'}.  Each number of a list is checked."""
-    for table in tables:
-        for name, interval in table.items():
-            value = getattr(args, name, None)
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, (int, float)) and not lies_within(number, interval):
-                    refuse(f"--{name.replace('_', '-')} {number} is out of range: use a number in {interval}")
-
-
-def lies_within(number, interval):
-    """Whether a number lies in an interval, such as '[0, 1)' or '(-inf, inf)'."""
-    low, high = interval[1:-1].split(',')
-    above = number >= float(low) if interval.startswith('[') else number > float(low)
-    below = number <= float(high) if interval.endswith(']') else number < float(high)
-    return above and below
-
-
 def check_run_flags(args):
     """Refuse what can be refused before data or models are touched."""
     check_device(args)
     if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
-        refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
-    check_output('--out', args.out, folder=True)
+        cli.refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
+    cli.check_output('--out', args.out, folder=True)
 
 
 def check_device(args):
     """Refuse a device that is not there."""
     if args.device == 'cuda' and not torch.cuda.is_available():
-        refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
-
-
-def check_output(name, path, folder=False):
-    """Refuse a path of the flag `name` where a file, or a folder with files, cannot be written.
-
-    A path of None is a flag that was not given."""
-    if path is None:
-        return
-    why = why_unwritable(path, folder)
-    if why:
-        shown = path if path and path.isprintable() else ascii(path)
-        refuse(f'{name} {shown} {why}: name another {"directory" if folder else "file"}')
-
-
-def why_unwritable(path, folder):
-    """The end of a sentence on a path that cannot be written, None where it can.  Nothing is left behind.
-
-    Folders that are missing can be made, and a file that is there can be replaced."""
-    if not path:
-        return 'is no name'
-    if any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in path):
-        return 'has letters that cannot be printed'
-    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))           # bytes
-    if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
-        return 'is too long'
-    try:
-        above, name = os.path.split(path)
-        if not folder and (name in ('', '.', '..') or os.path.lexists(path) and not os.path.isfile(path)):
-            return 'is a directory, or something else that is no file'
-        whole = os.path.join(os.getcwd(), path if folder else above)
-        place = whole
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)            # the first folder above that is there
-        if not os.path.isdir(place):
-            return 'is a file' if place == whole else f'lies below {place}, which is a file'
-        with tempfile.TemporaryFile(dir=place):       # a file without a name
-            return None
-    except OSError as e:
-        return f'cannot be written to disk ({e.strerror})'
+        cli.refuse('--device cuda: torch sees no CUDA device here; use --device cpu')
 
 
 def may_use_gpu(args):
@@ -182,117 +114,7 @@ def may_use_gpu(args):
     return args.device != 'cpu' and torch.cuda.is_available()
 
 
-def refuse(sentence):
-    """Exit with code 2 and one sentence that names the flag, the value and the fix."""
-    if world()[0] == 0:
-        complain(sentence)
-    raise SystemExit(2)
-
-
-def complain(sentence):
-    """Write an error to stderr, if it can be written."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f'error: {sentence}', file=sys.stderr, flush=True)
-
-
-def flag(args, name):
-    """'--batch-gpu 3': a flag and its value, as the user typed them."""
-    return f"--{name.replace('_', '-')} {getattr(args, name)}"
-
-
-# ---- the process: how a command begins and ends, ranks, device, precision, signals
-
-def script(main, get_args):
-    """Run main(get_args()) as a command, and exit where it does not succeed.
-
-    What the user, the terminal, the disk or a damaged file ends, ends in a sentence and not in a traceback:
-    2 for a damaged file and for too little memory, 3 for numbers that are not finite, 1 for the disk, 130 for
-    Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.stdout is None:                            # closed by the shell, as with >&-
-        sys.stdout = open(os.devnull, 'w')
-    sys.stdout.reconfigure(errors='backslashreplace')                  # for names that it cannot print
-
-    code = 0
-    try:
-        main(get_args())
-    except SystemExit as e:
-        code = e.code
-    except KeyboardInterrupt:
-        complain('stopped by Ctrl-C')
-        code = 130
-    except files.Damaged as e:
-        complain(e)
-        code = 2
-    except files.NotFinite as e:
-        complain(f'{e} is not finite, and was not saved')
-        code = 3
-    except (MemoryError, RuntimeError) as e:
-        if not says_memory_is_short(e):
-            raise
-        complain(memory_error(e))
-        code = 2
-    except BrokenPipeError:
-        code = 128 + CLOSED
-    except OSError as e:
-        complain(disk_error(e))
-        code = 1
-    try:
-        sys.stdout.flush()
-    except OSError:
-        mute()
-        code = code or 128 + CLOSED
-    if code:
-        sys.exit(code)
-
-
-def says_memory_is_short(e):
-    """Whether an exception is of Python, torch or CUDA, and says that there is no memory left."""
-    words = str(e).lower()
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return 'out of memory' in words or "can't allocate memory" in words
-
-
-def memory_error(e):
-    """The sentence of such an exception: what to lower."""
-    return (f'the memory does not suffice ({files.reason(e)}): lower --batch-gpu or --batch, --ch-g, --ch-d or '
-            '--res, or ask for fewer --seeds, --frames or --samples')
-
-
-def disk_error(e):
-    """The sentence of an OSError: the path, what is safe, and how to go on."""
-    path = e.filename or 'a file'
-    safe = ''
-    for run in CURRENT:
-        safe = f'The training was at step {run.step}; {run.checkpoints}.  '
-    return (f'the disk refuses {path}: {e.strerror or e}.  {safe}Make room or mend the path, and give the '
-            f'same command again: {command()}')
-
-
-def mute():
-    """From now on what is printed goes nowhere, because stdout is closed or its disk is full."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
-def say(line, end='\n'):
-    """Print on rank 0.  Where stdout is closed or full, a run is told to save and to stop."""
-    if world()[0]:
-        return
-    try:
-        print(line, end=end, flush=True)
-    except OSError:
-        mute()
-        STOP.append(CLOSED)
-
-
-def world():
-    """(rank, number of ranks), as torchrun says."""
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-
+# ---- the process: ranks, device, precision, signals
 
 def has_bf16(device):
     """Whether the hardware has units for bf16 (tensor cores, AMX, AVX512-bf16): by flags, not by timing."""
@@ -318,7 +140,8 @@ def check_gpus():
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     gpus = torch.cuda.device_count()
     if here > gpus:
-        refuse(f'{here} ranks are on this machine, torch sees {gpus} GPUs: use torchrun --nproc_per_node {gpus}, '
+        cli.refuse(f'{here} ranks are on this machine, torch sees {gpus} GPUs: '
+                   f'use torchrun --nproc_per_node {gpus}, '
                'or --device cpu')
 
 
@@ -330,7 +153,7 @@ def launch(args):
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(device)
-    ranks = world()[1]
+    ranks = cli.world()[1]
     if ranks > 1 and not dist.is_initialized():
         dist.init_process_group(backend)
 
@@ -354,11 +177,11 @@ def autocast(args, device):
 
 @contextlib.contextmanager
 def listening():
-    """SIGINT, SIGTERM and SIGHUP are noted in STOP and obeyed between two steps; a second one ends the process.
+    """SIGINT, SIGTERM and SIGHUP are noted in cli.STOP and obeyed between two steps; one more kills.
 
     A signal that the process was started to ignore, as by nohup, stays ignored."""
     def note(number, frame):
-        STOP.append(number)
+        cli.STOP.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     old = {}
@@ -369,37 +192,37 @@ def listening():
     try:
         yield
     finally:
-        STOP.clear()
+        cli.STOP.clear()
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
 def barrier():
     """Wait for the other ranks."""
-    if world()[1] > 1:
+    if cli.world()[1] > 1:
         dist.barrier()
 
 
 def largest_over_ranks(numbers):
     """The largest value over ranks of each integer in a list."""
     x = torch.tensor(numbers)
-    if world()[1] > 1:
+    if cli.world()[1] > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x.tolist()
 
 
 def mean_over_ranks(x):
     """The mean of a tensor over ranks, in place."""
-    if world()[1] > 1:
+    if cli.world()[1] > 1:
         dist.all_reduce(x)
-        x /= world()[1]
+        x /= cli.world()[1]
     return x
 
 
 def equal_on_ranks(value):
     """Whether a value is equal on all ranks."""
-    values = [value] * world()[1]
-    if world()[1] > 1:
+    values = [value] * cli.world()[1]
+    if cli.world()[1] > 1:
         dist.all_gather_object(values, value)
     return len(set(values)) == 1
 
@@ -439,7 +262,7 @@ def epoch_permutation(n, epoch, seed):
 
 def of_this_rank(x):
     """This rank's slice of what was drawn for the whole batch."""
-    rank, ranks = world()
+    rank, ranks = cli.world()
     share = len(x) // ranks
     return x[rank * share:(rank + 1) * share]
 
@@ -541,7 +364,7 @@ class Sums:
     def means(self):
         """{name: mean over steps and ranks} of what was added since the last call."""
         total = self.total.double()
-        if world()[1] > 1:
+        if cli.world()[1] > 1:
             dist.all_reduce(total)
         self.total.zero_()
 
@@ -562,17 +385,17 @@ def read(path, word, *keys):
 
     The sentence opens with `word`, such as the flag that named the file."""
     if not os.path.isfile(path):
-        refuse(f'{word}: no such file')
+        cli.refuse(f'{word}: no such file')
     try:
         saved = files.load(path)
     except files.Damaged as e:
-        refuse(f'{word}: {e}')
+        cli.refuse(f'{word}: {e}')
 
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         kind = kind_of_file(saved, 'something else')
         wanted = kind_of_file(keys, 'another')
-        refuse(f'{word} is {kind} (it has no {missing[0]!r}): give {wanted}')
+        cli.refuse(f'{word} is {kind} (it has no {missing[0]!r}): give {wanted}')
     return saved
 
 
@@ -585,14 +408,6 @@ def kind_of_file(keys, unknown):
 
 
 # ---- what a run directory says about the run
-
-def command():
-    """What resumes this run, as a line for the shell."""
-    words = [word for word in sys.argv if word != '--restart']
-    ranks = world()[1]
-    launcher = f'torchrun --nproc_per_node {ranks}' if ranks > 1 else 'python'
-    return f'{launcher} {shlex.join(words)}'
-
 
 def versions(device):
     """What args.json records beside the flags: versions, device, threads, ranks, git revision."""
@@ -609,7 +424,7 @@ def versions(device):
             'numpy': np.__version__,
             'device': name,
             'threads': torch.get_num_threads(),
-            'ranks': world()[1],
+            'ranks': cli.world()[1],
             'git': revision}
 
 
@@ -628,7 +443,7 @@ def run_identity(args, **facts):
 def compare(out, new):
     """Refuse a directory whose args.json has another identity, and name each flag with its two values."""
     if not os.path.exists(f'{out}/args.json'):
-        refuse(f'--out {out} holds a run without its args.json, so that its settings are not known: '
+        cli.refuse(f'--out {out} holds a run without its args.json, so that its settings are not known: '
                'give --restart or another --out')
     old = files.read_json(f'{out}/args.json', identity=dict)['identity']
     new = json.loads(json.dumps(new))                 # tuples become lists, as in the file
@@ -640,14 +455,14 @@ def compare(out, new):
         if before != now:
             changed.append(f"--{name.replace('_', '-')} was {before!r}, is {now!r}")
     if changed:
-        refuse(f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
+        cli.refuse(f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
                'give --restart or another --out')
 
 
 def check_steps(args, step, out):
     """Refuse --steps that lie behind the step of the checkpoint in a run directory."""
     if step > args.steps:
-        refuse(f'{flag(args, "steps")}: the checkpoint in {out} is at step {step} already, '
+        cli.refuse(f'{cli.flag(args, "steps")}: the checkpoint in {out} is at step {step} already, '
                f'give --steps {step} or more, --restart, or another --out')
 
 
@@ -682,7 +497,7 @@ def claim(out):
     try:
         files.hold(out)
     except files.Taken as owner:
-        refuse(f'--out {out} is in use by {owner}: wait until that has ended, or name another --out')
+        cli.refuse(f'--out {out} is in use by {owner}: wait until that has ended, or name another --out')
 
 
 class Checkpoints:
@@ -705,7 +520,7 @@ class Checkpoints:
         found = [f'{self.out}/last.pt', f'{self.out}/last-1.pt']
         return [path for path in found if os.path.exists(path)]
 
-    def first_sound(self, take_over, say):
+    def first_sound(self, take_over):
         """What take_over(checkpoint) returns of the newest checkpoint that is not damaged; None without any.
 
         Says what is damaged.  Exits 2 where every checkpoint is."""
@@ -716,8 +531,9 @@ class Checkpoints:
                 result = take_over(saved)
             except files.Damaged as e:
                 if path == found[-1]:
-                    refuse(f'{e}, and {self.out} has no older checkpoint: give --restart or another --out')
-                say(f'{e}: the run goes on from the checkpoint before, {found[-1]}')
+                    cli.refuse(f'{e}, and {self.out} has no older checkpoint: '
+                               'give --restart or another --out')
+                cli.say(f'{e}: the run goes on from the checkpoint before, {found[-1]}')
                 continue
             if path.endswith('last.pt'):
                 self.step = saved['step']
@@ -751,7 +567,7 @@ class Checkpoints:
 
 
 def take_over(saved, nets, sums, parts):
-    """Load the networks, moments, sums and parts of a checkpoint; returns its step, `done` and number of ranks.
+    """Load networks, moments, sums and parts of a checkpoint; returns its step, `done` and number of ranks.
 
     Raises files.Damaged where something is missing or of another form."""
     try:
@@ -776,7 +592,7 @@ def way_out(args, checkpoints):
     for name in SCALES:
         unused = name.startswith('adv') and args.advaug == 'none'
         if not unused and getattr(args, name, None):
-            names.append(flag(args, name))
+            names.append(cli.flag(args, name))
     start = 'give --restart'
     if checkpoints.step is not None:
         start = f'start from the checkpoint with --init-from {checkpoints.out}/last.pt and another --out'
@@ -797,7 +613,7 @@ class Run:
         self.model = model
         self.args = args
         self.images = images
-        self.rank, self.ranks = world()
+        self.rank, self.ranks = cli.world()
         self.device = torch.device('cpu')
         if args.device != 'cpu' and torch.cuda.is_available():
             self.device = torch.device('cuda')
@@ -822,7 +638,7 @@ class Run:
             if args.restart:
                 clear_run(self.out)
         barrier()
-        CURRENT[:] = [self]
+        cli.CURRENT[:] = [self]
         self.checkpoints = Checkpoints(self.out)
         if self.checkpoints.there():
             compare(self.out, same)
@@ -830,7 +646,7 @@ class Run:
         if self.rank == 0:
             os.makedirs(self.path('samples'), exist_ok=True)
             files.write_json(self.path('args.json'), {
-                'command': command(), 'identity': same,
+                'command': cli.command(), 'identity': same,
                 'args': vars(args), 'versions': versions(self.device)})
         self.say(f'{self.out}: all settings are in args.json')
 
@@ -843,9 +659,9 @@ class Run:
         moving = moving and self.rank == 0 and bool(sys.stdout) and sys.stdout.isatty()
         if moving:
             width = shutil.get_terminal_size().columns - 1
-            say(f'\r\033[K{line[:width]}', end='')
+            cli.say(f'\r\033[K{line[:width]}', end='')
         else:
-            say('\n' * self.moving_line + line)                        # below a moving line
+            cli.say('\n' * self.moving_line + line)                        # below a moving line
         self.moving_line = moving
 
     def restore(self, nets, sums, parts=None):
@@ -853,7 +669,7 @@ class Run:
 
         nets: {name: Flat}.  parts: {name: object with `load`}.  Where last.pt is damaged, last-1.pt takes its
         place.  Lines of log.jsonl and metrics.jsonl that are torn or newer than the checkpoint go."""
-        found = self.checkpoints.first_sound(lambda saved: take_over(saved, nets, sums, parts or {}), self.say)
+        found = self.checkpoints.first_sound(lambda saved: take_over(saved, nets, sums, parts or {}))
         if found:
             self.step, done, ranks = found
             check_steps(self.args, self.step, self.out)
@@ -873,8 +689,8 @@ class Run:
 
         before = self.checkpoints.failure()
         if before:
-            self.say(f"this run ended at step {before['step']} before, because {before['what']}, and will do so "
-                     f'again: {way_out(self.args, self.checkpoints)}')
+            self.say(f"this run ended at step {before['step']} before, because {before['what']}, and will "
+                     f'do so again: {way_out(self.args, self.checkpoints)}')
 
     # ---- what falls due
 
@@ -885,7 +701,7 @@ class Run:
         now = time.time()
         limit = 3600 * (self.args.max_hours or float('inf'))           # seconds
         save_after = 60 if self.last_save == self.start else 600       # a first checkpoint comes soon
-        wishes = [max(STOP, default=0),
+        wishes = [max(cli.STOP, default=0),
                   now - START > limit,
                   now - self.start > self.next_sample,
                   now - self.last_save > save_after,
@@ -951,7 +767,7 @@ class Run:
     def leave(self, number=0):
         """Say how to go on, and exit with the code of the signal `number`, or with 75; last.pt was saved."""
         barrier()                                     # torchrun ends the other ranks when one has left
-        self.say(f'stopped at step {self.step} and saved; resume with: {command()}')
+        self.say(f'stopped at step {self.step} and saved; resume with: {cli.command()}')
         raise SystemExit(128 + number if number else 75)
 
     def guard(self, nets):
@@ -970,8 +786,8 @@ class Run:
         step = step or self.step
         if self.rank == 0:
             self.checkpoints.note_failure(step, what)
-        self.say(f'error: step {step}: {what}; {self.checkpoints}.  The same command would end in the same way: '
-                 f'{way_out(self.args, self.checkpoints)}')
+        self.say(f'error: step {step}: {what}; {self.checkpoints}.  '
+                 f'The same command would end in the same way: {way_out(self.args, self.checkpoints)}')
         raise SystemExit(3)
 
     def log(self, nets, sums, notes=dict):
@@ -1023,7 +839,8 @@ class Run:
 
         with self.observing():
             checkpoint = {'model': self.model, 'args': vars(self.args), 'step': self.step, 'done': done}
-            checkpoint['state'] = {**files.to_cpu(extra()), 'sums': files.to_cpu(total / self.ranks), 'ranks': self.ranks}
+            means = files.to_cpu(total / self.ranks)
+            checkpoint['state'] = {**files.to_cpu(extra()), 'sums': means, 'ranks': self.ranks}
             for name, net in nets.items():
                 checkpoint[name] = files.to_cpu(net.net.state_dict())
 

@@ -56,7 +56,7 @@ LECAM = {                                                      # --loss: the pub
 
 # ---- flags
 
-# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+# What each number may be.  The intervals are checked where the flags are parsed (cli.check_ranges).
 RANGES = {
     'margin': '[0, inf)',
     'lecam': '(0, inf)',

@@ -1401,7 +1401,7 @@ PROTOCOLS = {
 }
 
 
-# What each number may be.  The intervals are checked where the flags are parsed (loop.check_ranges).
+# What each number may be.  The intervals are checked where the flags are parsed (cli.check_ranges).
 RANGES = {
     'is_splits': '[1, 1e6]',
     'eval_batch': '[1, 1e6]'}

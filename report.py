@@ -33,7 +33,8 @@ import numpy as np
 from PIL import Image
 from scipy.special import stdtrit
 
-import loop
+import cli
+import files
 import prune
 from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, damage, protocol_key, protocol_words,
                   read_run, sample_grid, ticket_masks, trainings_before)
@@ -60,10 +61,10 @@ def get_args(argv=None):
     p.add_argument('--out', help='folder of the page (default: RUNS/report)')
     args = p.parse_args(argv)
     if not args.runs:                                          # the empty name would mean every folder
-        loop.refuse("RUNS '' is empty: name the folder of the runs")
+        cli.refuse("RUNS '' is empty: name the folder of the runs")
     if args.out is None:
         args.out = os.path.join(args.runs, 'report')
-    loop.check_output('--out', args.out, folder=True)
+    cli.check_output('--out', args.out, folder=True)
     return args
 
 
@@ -389,7 +390,7 @@ def picture_lines(out, name, picture, caption):
         else:
             picture.tight_layout()
             picture.savefig(tmp, dpi=120, format='png', bbox_inches='tight')
-    loop.write(f'{out}/{name}', save)
+    files.write(f'{out}/{name}', save)
     return [f'![{name}]({name})', '', caption, '']
 
 
@@ -400,7 +401,7 @@ def write_page(out, page, lines):
     def save(tmp):
         with open(tmp, 'w') as f:
             f.write('\n'.join(page).rstrip() + '\n')
-    loop.write(path, save)
+    files.write(path, save)
     print('\n'.join(lines))
     print(path)
     return path
@@ -434,7 +435,7 @@ def folder_page(args):
     if not runs:
         nothing = (f'{args.runs}: no run with a log line below it; train something first, or name another '
                    'folder')
-        loop.refuse('; '.join([*damaged, nothing]))
+        cli.refuse('; '.join([*damaged, nothing]))
     os.makedirs(args.out, exist_ok=True)
 
     # The tables, which are printed, too.
@@ -469,4 +470,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

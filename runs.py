@@ -85,7 +85,7 @@ def read_records(path):
 
 
 def damage(folder):
-    """Sentences on the damaged files of the runs and findings below a folder.  A torn last line is no damage."""
+    """Sentences on the damaged files of runs and findings below a folder.  A torn last line is no damage."""
     found = []
     for path in sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True)):
         directory = os.path.dirname(path)

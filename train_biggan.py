@@ -23,6 +23,7 @@ import os
 
 import torch
 
+import cli
 import flat
 import gan
 import loop
@@ -30,8 +31,8 @@ import trainer
 from data import images
 from models import biggan
 
-# The values are those of the released code.  The paper (section 4) swaps the learning rates of G and of D for
-# Tiny-ImageNet and ImageNet.
+# The values are those of the released code.  The paper (section 4) prints 4e-4 for G and 1e-4 for D on
+# Tiny-ImageNet, which are swapped, and 2e-4 and 5e-4 on ImageNet, where 5e-4 stands for 5e-5, too.
 CIFAR = dict(
     res=32,
     batch=64, d_steps=5, steps=100000,
@@ -89,7 +90,7 @@ def get_args(argv=None):
     for name in ('ch_g', 'ch_d'):
         channels = getattr(given, name)
         if channels and channels < 8:
-            loop.refuse(f'{loop.flag(given, name)} is below 8, and attention takes an eighth of it')
+            cli.refuse(f'{cli.flag(given, name)} is below 8, and attention takes an eighth of it')
 
     # The preset follows the data set, and for other images the resolution, which a ticket brings along.
     res = given.res
@@ -106,7 +107,7 @@ def get_args(argv=None):
                   ch_g=None, ch_d=None,
                   narrow=False, relu_shortcut=False)
     if args.classes != len(names):
-        loop.refuse(f'{trainer.origin_flag(args)} has {args.classes} classes, --data {args.data} has '
+        cli.refuse(f'{trainer.origin_flag(args)} has {args.classes} classes, --data {args.data} has '
                     f'{len(names)}: start from a ticket or a run on this data set')
     return args
 
@@ -115,13 +116,13 @@ def class_names(args, res):
     """The names of the classes of --data; exits 2 where the folders are not classes."""
     names = images.names(args.data, args.root, res)
     if len(names) < 2:
-        loop.refuse(f'--data {args.data} has one class: take SNGAN, which has none (find_ticket.py sngan, '
+        cli.refuse(f'--data {args.data} has one class: take SNGAN, which has none (find_ticket.py sngan, '
                     'train_sngan.py), or sub-folders as classes')
     has = f'--data {args.data} has the classes {", ".join(names[:5])}'
     if '.' in names:
-        loop.refuse(f"{has}: images ('.') lie beside its class folders, put them into one")
+        cli.refuse(f"{has}: images ('.') lie beside its class folders, put them into one")
     if {*names} <= SPLITS:
-        loop.refuse(f'{has}: give --data {os.path.join(args.data, "train")}')
+        cli.refuse(f'{has}: give --data {os.path.join(args.data, "train")}')
     return names
 
 
@@ -201,4 +202,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

@@ -17,6 +17,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 
 import torch
 
+import cli
 import flat
 import gan
 import loop
@@ -39,7 +40,7 @@ PRESETS = {
         ada_kimg=.5, lecam_start=100,
         eval_samples=500, log_every=25),
 }
-RANGES = {'g_batch': '[1, 65536]'}                     # see loop.check_ranges
+RANGES = {'g_batch': '[1, 65536]'}                     # see cli.check_ranges
 
 
 def get_args(argv=None):
@@ -53,7 +54,7 @@ def get_args(argv=None):
     name = given.preset or preset(given.data)
     args = trainer.parse(p, argv, PRESETS, name)
     if given.res and (given.res % 8 or given.res < 8):
-        loop.refuse(f'--res {args.res} is not a multiple of 8: use one, such as 32, 48 or 64')
+        cli.refuse(f'--res {args.res} is not a multiple of 8: use one, such as 32, 48 or 64')
     return trainer.adopt(args, given, 'sngan', build, ch_g=256, ch_d=128, res=32)
 
 
@@ -124,4 +125,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

@@ -24,6 +24,7 @@ import argparse
 
 import torch
 
+import cli
 import flat
 import gan
 import loop
@@ -134,7 +135,7 @@ STARTS = {                                            # presets by the first let
 }
 LAPTOP_RES = 64                                       # pixels that two CPU cores train in an evening
 FEW = 5000                                            # images of a folder up to which the recipe is few-shot
-RANGES = {                                            # see loop.check_ranges
+RANGES = {                                            # see cli.check_ranges
     'r1': '[0, inf)',
     'ch_max': '[1, 1e5]',
     'mapping': '[1, 100]',
@@ -179,8 +180,8 @@ def get_args(argv=None):
     if args.classes != classes:
         origin = f'{trainer.origin_flag(args)} has {args.classes or "no"} classes'
         if not classes:
-            loop.refuse(f'--no-cond: {origin}: add --cond, or start from another file')
-        loop.refuse(f'--cond: {origin}, --data {args.data} has {classes}: start from another file, or '
+            cli.refuse(f'--no-cond: {origin}: add --cond, or start from another file')
+        cli.refuse(f'--cond: {origin}, --data {args.data} has {classes}: start from another file, or '
                     'use other data')
     return args
 
@@ -240,14 +241,14 @@ def preset(data, root, gpu):
 
 
 def resolution(given, most):
-    """The resolution of --res, else of the ticket or checkpoint, else of the set; of photos at most `most`."""
+    """The resolution of --res, else of the ticket or checkpoint, else of the data (photos: up to `most`)."""
     if given.res:
         return given.res
     suggested = images.suggest_res(given.data, given.root, most=most)
     for name in ('mask', 'small_dense', 'init_from'):
         path = getattr(given, name)
         if path:
-            saved = loop.read(path, loop.flag(given, name), 'args')
+            saved = loop.read(path, cli.flag(given, name), 'args')
             return saved['args'].get('res') or suggested
     return suggested
 
@@ -269,32 +270,32 @@ def auto(res):
 
 def flags(args, *names):
     """'--r1 10.0 --pl 2.0': several flags with their values."""
-    return ' '.join(loop.flag(args, name) for name in names)
+    return ' '.join(cli.flag(args, name) for name in names)
 
 
 def check_flags(args, given):
     """Exit 2 on a pass of D that cannot be, and on a decay that is given twice."""
     if args.d_pass == 'joint':
-        loop.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
+        cli.refuse('--d-pass joint: the minibatch standard deviation must not see reals and fakes together')
     if args.ema is not None and (given.ema_kimg or given.ema_rampup):
-        loop.refuse(f'{flags(args, "ema")} fixes the decay that --ema-kimg gives: leave one out')
+        cli.refuse(f'{flags(args, "ema")} fixes the decay that --ema-kimg gives: leave one out')
 
 
 def check_transfer(args):
     """Complete --transfer; exit 2 where its flags do not fit together."""
     if args.transfer and not args.init_from:
-        loop.refuse(f'{flags(args, "transfer")} needs the weights to start from: add --init-from')
+        cli.refuse(f'{flags(args, "transfer")} needs the weights to start from: add --init-from')
     if args.init_from and not args.transfer:
         args.transfer = 'finetune'
     for name, mode in (('freeze_layers', 'freezed'), ('mine_steps', 'minegan')):
         if getattr(args, name) is not None and args.transfer != mode:
-            loop.refuse(f'{flags(args, name)} does nothing without --transfer {mode}')
+            cli.refuse(f'{flags(args, name)} does nothing without --transfer {mode}')
     if args.transfer != 'minegan':
         return
     if args.mine_steps is None:
         args.mine_steps = 1000
     if args.mask:
-        loop.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
+        cli.refuse('--transfer minegan --mask: the miner is no part of a ticket, leave one out')
 
 
 def check_frozen_layers(args):
@@ -303,9 +304,9 @@ def check_frozen_layers(args):
     try:
         frozen = transfer.freezed(D, args.freeze_layers)
     except ValueError as e:
-        loop.refuse(f'--{e}')
+        cli.refuse(f'--{e}')
     if not frozen:
-        loop.refuse(f'--transfer freezed freezes nothing at {args.res} px: '
+        cli.refuse(f'--transfer freezed freezes nothing at {args.res} px: '
                     'use finetune, or give --freeze-layers')
 
 
@@ -315,7 +316,7 @@ def count_classes(args):
         return 0
     classes = len(images.names(args.data, args.root, args.res))
     if classes < 2:
-        loop.refuse(f'--cond: --data {args.data} has one class, leave it out')
+        cli.refuse(f'--cond: --data {args.data} has one class, leave it out')
     return classes
 
 
@@ -491,4 +492,4 @@ def say_group(args, run, micro):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

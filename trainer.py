@@ -25,6 +25,7 @@ import torch
 
 import advaug
 import augment
+import cli
 import files
 import flat
 import gan
@@ -39,7 +40,7 @@ GROUPS = ('data', 'networks', 'training', 'image augmentation',
 SLIM = 1e-4                                   # the weight of Liu et al. 2017; the paper gives none
 TOO_FEW_IMAGES = 6                            # fewer have no two halves with a covariance
 
-# What each number may be, see loop.check_ranges.  Those of --seed and --steps are in loop.py, and so on.
+# What each number may be, see cli.check_ranges.  Those of --seed and --steps are in loop.py, and so on.
 RANGES = {
     'ch_g': '[1, 1e6]',
     'ch_d': '[1, 1e6]',
@@ -65,7 +66,7 @@ def parser(description):
     return argparse.ArgumentParser(
         description=description,
         usage='%(prog)s --data NAME|FOLDER|ZIP [flags]',
-        epilog='A preset replaces some of the defaults above.  All values that a run uses are in its args.json.',
+        epilog='A preset replaces some of the defaults above.  All values of a run are in its args.json.',
         allow_abbrev=False,
         formatter_class=metrics.HelpFormatter)
 
@@ -114,7 +115,7 @@ def add_training_flags(group, experiments):
     a = group.add_argument
     a('--batch', type=int, default=64, help='real images per D update, all ranks together')
     a('--batch-gpu', type=int,
-      help='images that a rank takes at a time; gradients are added up (default: batch / ranks)')
+      help='images that a rank takes at a time; gradients are added up (default: on a GPU what fits, else all)')
     a('--lr-g', type=float, default=2e-4, help='learning rate of G')
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
     a = experiments.add_argument
@@ -146,8 +147,8 @@ def as_typed(p, argv, ranges=None):
     given, _ = p.parse_known_args(argv)
     for name, value in vars(given).items():
         if value == '':                               # such as of a variable of the shell that is not set
-            loop.refuse(f"--{name.replace('_', '-')} '' is empty: give a value, or leave it out")
-    loop.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
+            cli.refuse(f"--{name.replace('_', '-')} '' is empty: give a value, or leave it out")
+    cli.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
                       metrics.RANGES, loop.RANGES, ranges or {})
     return given
 
@@ -168,9 +169,9 @@ def parse(p, argv, presets, preset):
     for leaf in (augment, advaug, losses):
         sentence = leaf.contradiction(args, p.get_default)
         if sentence:
-            loop.refuse(sentence)
+            cli.refuse(sentence)
     if args.reinit and (args.init_from or not args.mask):
-        loop.refuse('--reinit draws other weights for the masks of a ticket: '
+        cli.refuse('--reinit draws other weights for the masks of a ticket: '
                     'give --mask TICKET and no --init-from')
     return args
 
@@ -178,28 +179,28 @@ def parse(p, argv, presets, preset):
 def check_training_flags(args):
     """Refuse batches that do not divide, scores that do not exist, and what a CUDA graph cannot record."""
     # A batch is divided over the ranks, and the share of a rank over its micro-batches.
-    ranks = loop.world()[1]
+    ranks = cli.world()[1]
     for name in ('batch', 'g_batch'):
         if name not in args:                          # --g-batch is SNGAN's alone
             continue
         share, rest = divmod(getattr(args, name), ranks)
         if rest:
-            loop.refuse(f'{loop.flag(args, name)} does not divide over {ranks} ranks: '
+            cli.refuse(f'{cli.flag(args, name)} does not divide over {ranks} ranks: '
                         f'use a multiple of {ranks}')
         if args.batch_gpu and share % args.batch_gpu:
-            loop.refuse(f'{loop.flag(args, "batch_gpu")} does not divide the {share} images of a rank '
-                        f'({loop.flag(args, name)}): use a divisor of it')
+            cli.refuse(f'{cli.flag(args, "batch_gpu")} does not divide the {share} images of a rank '
+                        f'({cli.flag(args, name)}): use a divisor of it')
 
     metrics.metric_names(args)                        # exits 2
     if args.graph and (args.aug == 'ada' or args.lecam):
-        loop.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
+        cli.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
                     'leave it out')
     on_gpu = args.device != 'cpu' and torch.cuda.is_available()
     if args.deterministic and args.aug == 'ada' and on_gpu:
-        loop.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
+        cli.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
                     'leave one out, or give --device cpu')
     if args.graph and args.sync_bn:
-        loop.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
+        cli.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
                     'leave one out')
 
 
@@ -209,7 +210,7 @@ def origin_flag(args):
     """'--mask ticket.pt': the flag of the file whose shapes are taken over."""
     for name in ('mask', 'small_dense', 'init_from'):
         if getattr(args, name):
-            return loop.flag(args, name)
+            return cli.flag(args, name)
 
 
 def read_ticket(args):
@@ -227,8 +228,8 @@ def adopt(args, given, model, build, **defaults):
     if args.small_dense:
         for name in ('mask', 'ch_g', 'ch_d'):
             if getattr(given, name):
-                loop.refuse(f'--small-dense {args.small_dense} finds the widths of dense networks: leave out '
-                            f'{loop.flag(given, name)}')
+                cli.refuse(f'--small-dense {args.small_dense} finds the widths of dense networks: leave out '
+                            f'{cli.flag(given, name)}')
 
     # The origin is the file whose shapes are taken over: a ticket, else a checkpoint.
     ticket = origin = None
@@ -237,7 +238,7 @@ def adopt(args, given, model, build, **defaults):
     elif args.init_from:
         origin = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     if origin and origin.get('model', model) != model:
-        loop.refuse(f"{origin_flag(args)} is of {origin['model']}, not of {model}: "
+        cli.refuse(f"{origin_flag(args)} is of {origin['model']}, not of {model}: "
                     f"use train_{origin['model']}.py, or another file")
     for name, default in defaults.items():
         setattr(args, name, shape_flag(args, given, name, default, origin, ticket))
@@ -248,7 +249,7 @@ def adopt(args, given, model, build, **defaults):
             args.ch_g, args.ch_d = narrow_widths(args, ticket['mask'], build)
         G, D = without_weights(build, args)
     except ValueError as e:
-        loop.refuse(f'--{e}')
+        cli.refuse(f'--{e}')
     check_networks(args, model, {'G': G, 'D': D}, ticket)
     args.ch_g, args.ch_d = G.ch, D.ch
     check_memory(args, G, D)
@@ -270,7 +271,7 @@ def shape_flag(args, given, name, default, origin, ticket):
     # A switch that differs is refused here, because it need not change the shape of a tensor.
     if ticket and isinstance(typed, bool) and typed != own:
         switch = ('' if typed else 'no-') + name.replace('_', '-')
-        loop.refuse(f'--{switch}: the network of {origin_flag(args)} is another, leave it out')
+        cli.refuse(f'--{switch}: the network of {origin_flag(args)} is another, leave it out')
     for value in (typed, own):
         if value is not None:
             return value
@@ -280,17 +281,17 @@ def shape_flag(args, given, name, default, origin, ticket):
 def check_networks(args, model, nets, ticket):
     """Exit 2 where the networks {G, D} fit neither --slim, nor the cuts, nor the ticket."""
     if args.slim and not hasattr(nets['G'], 'slimmable'):
-        loop.refuse(f'{loop.flag(args, "slim")}: network slimming needs batch norms with scales of their '
+        cli.refuse(f'{cli.flag(args, "slim")}: network slimming needs batch norms with scales of their '
                     f"own, which G of {model} does not have (BigGAN's depend on the class): take sngan")
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
-            loop.refuse(f'{loop.flag(args, cut)} is not one of its {net.cuts} stages: '
+            cli.refuse(f'{cli.flag(args, cut)} is not one of its {net.cuts} stages: '
                         f'use -{net.cuts} to {net.cuts}')
         if args.mask:
             sentence = prune.mismatch(net, ticket['init'][name], ticket['mask'][name])
             if sentence:
-                loop.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
+                cli.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
                             'leave out --ch-g, --ch-d and --res, the ticket has its own')
 
 
@@ -298,11 +299,11 @@ def check_memory(args, G, D):
     """Exit 2 where the memory cannot hold the networks with their moments, and the images of a batch."""
     parameters = sum(p.numel() for net in (G, D) for p in net.parameters())
     values = 4 * parameters                           # weights, gradients, Adam's two moments
-    values += 3 * args.res ** 2 * (args.batch // loop.world()[1])
+    values += 3 * args.res ** 2 * (args.batch // cli.world()[1])
     needed, most = 4 * values, loop.most_memory(args)                  # bytes
     if needed > most:
-        sizes = ' '.join(loop.flag(args, name) for name in ('ch_g', 'ch_d', 'res', 'batch'))
-        loop.refuse(f'{sizes} need more than {needed / 1e9:,.0f} GB, there are {most / 1e9:,.0f}: lower them')
+        sizes = ' '.join(cli.flag(args, name) for name in ('ch_g', 'ch_d', 'res', 'batch'))
+        cli.refuse(f'{sizes} need more than {needed / 1e9:,.0f} GB, there are {most / 1e9:,.0f}: lower them')
 
 
 def with_flags(args, **other):
@@ -327,7 +328,7 @@ def narrow_widths(args, masks, build):
         goal = size(ch) - n_pruned
         width = nearest_width(size, goal, ch)
         found.append(width)
-        if loop.world()[0] == 0:
+        if cli.world()[0] == 0:
             print(f'--small-dense {args.small_dense}: {name} has {goal:,} weights in the ticket and '
                   f'{size(width):,} with --{width_flag.replace("_", "-")} {width} ({ch} in the ticket)')
     return found
@@ -383,7 +384,7 @@ def initial_networks(args, build):
         for name, net in (('G', G), ('D', D)):
             sentence = prune.mismatch(net, weights[name], {}, 'checkpoint')
             if sentence:
-                loop.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
+                cli.refuse(f'--init-from {args.init_from} does not fit {name}: {sentence}')
             net.load_state_dict(weights[name])
         hashes['init_hash'] = files.digest({'G': weights['G'], 'D': weights['D']})
     return G, D, masks, hashes
@@ -403,10 +404,10 @@ def load_data(args):
     if conditional:
         check_classes(args, data)
     if args.check_data:
-        if loop.world()[0] == 0:
+        if cli.world()[0] == 0:
             print('\n'.join(data.report))
     elif args.out and os.path.isdir(args.data) and lies_in(args.out, args.data):
-        loop.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, '
+        cli.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, '
                     'name another place')
     return data
 
@@ -417,7 +418,7 @@ def check_classes(args, data):
     named_counts = list(zip(data.classes, counts))
     empty = [name for name, count in named_counts if not count]
     if empty:
-        loop.refuse(f'--data {args.data} --frac {args.frac} --subset {args.subset}: nothing to train on in '
+        cli.refuse(f'--data {args.data} --frac {args.frac} --subset {args.subset}: nothing to train on in '
                     f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it "
                     'unreadable, held out or not in the share; change these, '
                     'or take SNGAN, which has no classes')
@@ -640,7 +641,7 @@ class Training:
         self.observer.observe()
 
     def finish(self):
-        """Save the last checkpoint, leave the directory to others, and say what to do next; returns G and D."""
+        """Save the last checkpoint, free the directory, and say what to do next; returns G and D."""
         self.run.save(self.nets, self.sums, self.state, done=True)
         files.free(self.run.out)
         out = self.run.out
@@ -655,10 +656,11 @@ def settings(model, args, device):
     methods = [f'--aug {args.aug}', f'--advaug {args.advaug}']
     for name in ('lecam', 'mask', 'init_from', 'small_dense'):
         if getattr(args, name):
-            methods.append(loop.flag(args, name))
+            methods.append(cli.flag(args, name))
     where = 'the CPU' if device.type == 'cpu' else str(device)
-    return (f'{model} at {args.res} px, --preset {args.preset}: {args.steps} steps, in which D sees {images_seen:,} '
-            f'real images, {args.batch} a batch; {" ".join(methods)}; {args.precision} on {where}, seed {args.seed}')
+    return (f'{model} at {args.res} px, --preset {args.preset}: {args.steps} steps, in which D sees '
+            f'{images_seen:,} real images, {args.batch} a batch; {" ".join(methods)}; '
+            f'{args.precision} on {where}, seed {args.seed}')
 
 
 def stateful_parts(args, device):
@@ -693,20 +695,20 @@ def scores_on(args, data, device):
 def check_with_data(args, data, extractor, names):
     """Exit 2 where the scores `names` or ADA cannot be had on these data."""
     if extractor and min(len(data.ref), len(data.images)) < TOO_FEW_IMAGES:
-        loop.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are '
+        cli.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are '
                     'too few for scores, give --metrics none')
     if extractor and 'fid' not in names:
-        loop.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
+        cli.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:
-        loop.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
+        cli.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
     if args.aug != 'ada':
         return
     try:
         augment.draw(args.aug_policy, torch.empty(1, 3, args.res, args.res), 0.)
     except ValueError as e:
-        loop.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
+        cli.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
     if args.ada_heuristic == 'rv' and data.holdout is None:
-        loop.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
+        cli.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
 
 
 # ---- memory
@@ -991,8 +993,8 @@ def has_score(run):
 
 def stop_on_signal(run):
     """Leave an evaluation, which follows a save.  Several ranks finish the evaluation, to stay together."""
-    if loop.STOP and run.ranks == 1:
-        run.leave(max(loop.STOP))
+    if cli.STOP and run.ranks == 1:
+        run.leave(max(cli.STOP))
 
 
 def columns(scores):

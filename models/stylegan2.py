@@ -42,6 +42,7 @@ Parameters are named as in the release, so that its weights load (models/convert
 clamps activations at 256 and normalises weights and styles once more for fp16.  Both are left out here,
 because this file runs in fp32 and bf16.
 """
+import contextlib
 import math
 from functools import partial
 
@@ -52,6 +53,7 @@ from torch import nn
 EPS = 1e-8                                                     # under every root
 SLOPE = .2                                                     # of the leaky ReLU
 GAIN = math.sqrt(2)                                            # behind the leaky ReLU
+TAPS = [[1, 3, 3, 1], [3, 9, 9, 3], [3, 9, 9, 3], [1, 3, 3, 1]]  # of the low-pass filter, times 16
 
 
 def channels_by_resolution(res, ch_base, ch_max):
@@ -78,18 +80,17 @@ def no_autocast(x):
     return torch.autocast(x.device.type, enabled=False)
 
 
+def as_it_is(x):
+    """The context in which autocast leaves x in its precision; it costs nothing where that is so anyway."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.get_autocast_dtype(device):
+        return contextlib.nullcontext()
+    return no_autocast(x)
+
+
 def normalise(x):
     """x [N, C] with mean square 1 in every row (Karras et al. 2018, section 4.2)."""
     return x * (x.square().mean(1, keepdim=True) + EPS).rsqrt()
-
-
-def activate(x, bias):
-    """lrelu(x + bias [C]), in place, for x [N, C, ...] and bias that hold the factor sqrt(2) already.
-
-    The factor may stand in front, because a lrelu(x) = lrelu(a x) for a > 0."""
-    bias = bias.to(x.dtype)
-    x += bias.view(-1, *[1] * (x.dim() - 2))
-    return F.leaky_relu(x, SLOPE, inplace=True)
 
 
 # ---- convolution with derivatives of every order
@@ -101,22 +102,19 @@ class Trilinear(torch.autograd.Function):
     convolution, without w the gradient of the weight.  The derivatives of each are again these three, in
     every order.  In torch's own second derivative, the gradient of the weight becomes a convolution with
     kernels as large as the image, and a loop over groups.  The stride must fit: H + 2 pad - k is a multiple
-    of it, so that the size of each of x, w, g follows from the other two."""
+    of it, so that the size of each of x, w, g follows from the other two.
+
+    The result without g has the bias [O] added, if it is not None."""
 
     @staticmethod
-    def forward(ctx, stride, pad, groups, x, w, g):
+    def forward(ctx, stride, pad, groups, x, w, g, bias):
         ctx.geometry = stride, pad, groups
         ctx.save_for_backward(x, w, g)
-        with no_autocast(w if x is None else x):
+        with as_it_is(w if x is None else x):
             if g is None:
-                return F.conv2d(x, w, None, stride, pad, 1, groups)
+                return F.conv2d(x, w, bias, stride, pad, 1, groups)
             if x is None:
-                return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
-
-            # On the CPU, oneDNN takes 2 to 4 times as long in channels_last.
-            if x.device.type == 'cpu':
-                x = x.contiguous()
-                g = g.contiguous()
+                return transposed(g, w, stride, pad, groups)
             k = x.shape[2] + 2 * pad - stride * (g.shape[2] - 1)
             shape = g.shape[1], x.shape[1] // groups, k, k
             return torch.nn.grad.conv2d_weight(x, shape, g, stride, pad, 1, groups)
@@ -125,22 +123,38 @@ class Trilinear(torch.autograd.Function):
     def backward(ctx, d):
         x, w, g = ctx.saved_tensors
 
-        # ctx.next_functions has a node for each tensor among x, w, g, in this order.
+        # ctx.next_functions has a node for each tensor among x, w, g and the bias, in this order.
         nodes = iter(ctx.next_functions)
         needs_x = x is not None and is_executed(next(nodes)[0])
         needs_w = w is not None and is_executed(next(nodes)[0])
         needs_g = g is not None and is_executed(next(nodes)[0])
+        needs_bias = ctx.needs_input_grad[-1] and is_executed(next(nodes)[0])
 
         # The output is the gradient by the missing one, so that d takes its place in the form.
         x, w, g = [d if t is None else t for t in (x, w, g)]
-        grad_x = grad_w = grad_g = None
+        grad_x = grad_w = grad_g = grad_bias = None
         if needs_x:
-            grad_x = Trilinear.apply(*ctx.geometry, None, w, g)
+            grad_x = Trilinear.apply(*ctx.geometry, None, w, g, None)
         if needs_w:
-            grad_w = Trilinear.apply(*ctx.geometry, x, None, g)
+            grad_w = Trilinear.apply(*ctx.geometry, x, None, g, None)
         if needs_g:
-            grad_g = Trilinear.apply(*ctx.geometry, x, w, None)
-        return None, None, None, grad_x, grad_w, grad_g
+            grad_g = Trilinear.apply(*ctx.geometry, x, w, None, None)
+        if needs_bias:
+            grad_bias = d.sum((0, 2, 3))
+        return None, None, None, grad_x, grad_w, grad_g, grad_bias
+
+
+def transposed(g, w, stride, pad, groups):
+    """Transposed convolution of g [N, O, H, W] with w [O, I / groups, k, k]: [N, I, H', W'].
+
+    It is the gradient of a convolution by its input.  For this, oneDNN has a kernel in bf16 that is twice as
+    fast for many channels, and slow for weights that are not in channels_last."""
+    if stride > 1 and g.shape[1] >= 128 and g.dtype == torch.bfloat16 and g.device.type == 'cpu':
+        size = [stride * (side - 1) + w.shape[2] - 2 * pad for side in g.shape[2:]]
+        shape = len(g), w.shape[1] * groups, *size
+        w = w.contiguous(memory_format=torch.channels_last)
+        return torch.nn.grad.conv2d_input(shape, w, g, stride, pad, 1, groups)
+    return F.conv_transpose2d(g, w, None, stride, pad, 0, groups)
 
 
 def is_executed(node):
@@ -164,38 +178,75 @@ def autocast_precision(*tensors):
     return [t.to(dtype) for t in tensors]
 
 
-def conv(x, w, stride=1, pad=0, groups=1):
-    """Convolution of x [N, I, H, W] with w [O, I / groups, k, k]: [N, O, H', W']."""
+def conv(x, w, stride=1, pad=0, groups=1, bias=None):
+    """Convolution of x [N, I, H, W] with w [O, I / groups, k, k], plus bias [O]: [N, O, H', W']."""
     x, w = autocast_precision(x, w)
-    return Trilinear.apply(stride, pad, groups, x, w, None)
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return Trilinear.apply(stride, pad, groups, x, w, None, bias)
 
 
 def conv_transpose(x, w, stride=1, pad=0, groups=1):
     """Transposed convolution of x [N, I, H, W] with w [I, O / groups, k, k]: [N, O, H', W']."""
     w, x = autocast_precision(w, x)
-    return Trilinear.apply(stride, pad, groups, None, w, x)
+    return Trilinear.apply(stride, pad, groups, None, w, x, None)
 
 
-class Fir(nn.Module):
-    """The low-pass filter [1, 3, 3, 1] / 8 in both directions, on every channel.
+# ---- the low-pass filter
 
-    It is a constant, and no part of the state dict."""
+class LowPass(torch.autograd.Function):
+    """x [N, C, H, W], as large, doubled or halved, with the filter [1, 3, 3, 1] / 4 in both directions.
 
-    def __init__(self):
-        super().__init__()
-        f = torch.tensor([1., 3., 3., 1.]) / 8
-        self.register_buffer('f', f.outer(f), persistent=False)
+    up 2: a zero behind every pixel, in front of the filter.  down 2: every second pixel, behind the filter.
+    pad: the zeros around, 2 with up 2, 1 with down 2, else 1 or 2.  The filter sums to 4, so that up 2 keeps
+    the mean.  The filter is symmetric, so that the derivative is again this filter, in every order: up and
+    down change places, and 3 - pad zeros are around."""
 
-    def taps(self, x):                                         # [C, 1, 4, 4]
-        return self.f.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+    @staticmethod
+    def forward(ctx, x, up, down, pad):
+        ctx.transposed = down, up, 3 - pad
+        with as_it_is(x):
+            if up == 2:
+                return low_pass_double(x)
+            if x.device.type == 'cpu':
+                return low_pass_convolve(x, down, pad)
+            return low_pass_pool(x, down, pad)
 
-    def forward(self, x, pad, stride=1, gain=1.):              # [N, C, H, W]
-        taps = gain * self.taps(x)
-        return conv(x, taps, stride, pad, groups=x.shape[1])
+    @staticmethod
+    def backward(ctx, d):
+        return LowPass.apply(d, *ctx.transposed), None, None, None
 
-    def up(self, x):                                           # [N, C, H, W] -> [N, C, 2H, 2W]
-        taps = 4 * self.taps(x)
-        return conv_transpose(x, taps, stride=2, pad=1, groups=x.shape[1])
+
+def low_pass_double(x):
+    """The filter with up 2: bilinear interpolation, with zeros instead of copies beyond the border.
+
+    A transposed convolution of single channels takes 30 to 100 times as long on a CPU in bf16."""
+    x = F.interpolate(x, scale_factor=2., mode='bilinear')
+    x[:, :, ::x.shape[2] - 1].mul_(.75)                        # the first row and the last one
+    x[:, :, :, ::x.shape[3] - 1].mul_(.75)
+    return x
+
+
+def low_pass_convolve(x, down, pad):
+    """The filter as a convolution of single channels, on a CPU the fastest form at every size."""
+    taps = x.new_tensor(TAPS).div_(16)
+    taps = taps.expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, taps, None, down, pad, 1, x.shape[1])
+
+
+def low_pass_pool(x, down, pad):
+    """The filter as three means of 2 x 2 pixels, because (1 + z)^3 = 1 + 3 z + 3 z^2 + z^3.
+
+    For GPUs, where convolutions of single channels in channels_last are known to be slow; it is not timed."""
+    x = F.avg_pool2d(x, 2, stride=1, padding=1)
+    x = F.avg_pool2d(x, 2, stride=1, padding=pad - 1)
+    return F.avg_pool2d(x, 2, stride=down, divisor_override=1)  # the sum, 4 times the mean
+
+
+def low_pass(x, up=1, down=1, pad=1):
+    """LowPass in the precision of autocast."""
+    x, = autocast_precision(x)
+    return LowPass.apply(x, up, down, pad)
 
 
 # ---- mapping network
@@ -213,11 +264,14 @@ class Linear(nn.Module):
 
     def forward(self, x):                                      # [N, n_in] -> [N, n_out]
         scale = GAIN if self.act else 1.
-        weight = self.weight * (self.gain * scale)
-        bias = self.bias * (self.lr * scale)
+        bias = self.bias
+        if self.lr * scale != 1:
+            bias = bias * (self.lr * scale)
+        x = x * (self.gain * scale)                            # fewer numbers than the weights
+        x = F.linear(x, self.weight, bias)
         if self.act:
-            return activate(F.linear(x, weight), bias)
-        return F.linear(x, weight, bias)
+            return F.leaky_relu(x, SLOPE, inplace=True)
+        return x
 
 
 class Mapping(nn.Module):
@@ -277,8 +331,6 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.register_buffer('noise_const', torch.randn(res, res))
-        if up:
-            self.fir = Fir()
 
     def style(self, w):
         """The style s [N, I] and the demodulation sqrt(2) d [N, O] of w [N, w_dim], fp32."""
@@ -298,7 +350,7 @@ class Layer(nn.Module):
         weight = weight.unflatten(0, (groups, -1))             # [groups, O / groups, I / groups, 3, 3]
         weight = weight.transpose(1, 2).flatten(0, 1)          # [I, O / groups, 3, 3]
         x = conv_transpose(x, weight, 2, 0, groups)            # [N, O, 2H + 1, 2W + 1]
-        return self.fir(x, 1, gain=4.)                         # [N, O, 2H, 2W]
+        return low_pass(x, pad=1)                              # [N, O, 2H, 2W]
 
     def conv_fused(self, x, s, d):
         """The convolution of every sample of x with its own d W s: the samples are groups of channels."""
@@ -307,13 +359,34 @@ class Layer(nn.Module):
         weight = weight * d[:, :, None, None, None]            # Eq. 3
         x = x.flatten(0, 1)[None]                              # [1, N I, H, W]
         x = self.conv(x, weight.flatten(0, 1), groups=n)       # [1, N O, H', W']
-        return x.unflatten(1, d.shape)[0]
+        x = x.unflatten(1, d.shape)[0]                         # [N, O, H', W']
+        return x.permute(0, 2, 3, 1).flatten(1, 2)             # [N, H' W', O]
 
     def conv_scaled(self, x, s, d):
         """The same as d conv(s x, W)."""
         x = x * s.to(x.dtype)[..., None, None]
-        x = self.conv(x, self.weight)
-        return x * d.to(x.dtype)[..., None, None]
+        x = self.conv(x, self.weight)                          # [N, O, H', W']
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)                # [N, H' W', O]
+        return x * d.to(x.dtype)[:, None]
+
+    def add_noise(self, x, noise):
+        """x [N, H' W', O] plus sqrt(2) times the bias and the noise [N or 1, 1, H', W'] or None, in place."""
+        strength = self.noise_strength.expand_as(self.bias)
+        terms = torch.stack((self.bias, strength)) * GAIN      # [2, O]
+        terms = terms.to(x.dtype)
+        if noise is None:
+            return x.add_(terms[0])
+        noise = noise.flatten(1).expand(len(x), -1)            # [N, H' W']
+        noise = noise.to(x.dtype)
+
+        # Two sums: on a GPU, for few pixels, and where x is not channels_last.
+        if x.device.type != 'cpu' or noise.shape[1] < 2048 or not x.is_contiguous():
+            x += terms[0]
+            return x.addcmul_(noise[..., None], terms[1])
+
+        # One matrix product takes half the time of two sums, in bf16 below 32 channels a tenth.
+        factors = torch.stack((torch.ones_like(noise), noise), 2)              # [N, H' W', 2]
+        return x.baddbmm_(factors, terms.expand(len(x), -1, -1))
 
     def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
         s, d = self.style(w)
@@ -321,15 +394,15 @@ class Layer(nn.Module):
         if fused is None:
             fused = len(x) == 1 and not self.training
         if fused:
-            x = self.conv_fused(x, s, d)                       # [N, O, H', W']
+            features = self.conv_fused(x, s, d)                # [N, H' W', O]
         else:
-            x = self.conv_scaled(x, s, d)
+            features = self.conv_scaled(x, s, d)
 
-        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it here.
-        if noise is not None:
-            noise = noise * (self.noise_strength * GAIN)
-            x += noise.to(x.dtype)
-        return activate(x, self.bias * GAIN)
+        # d holds the factor sqrt(2) of the activation already.  The noise and the bias get it in add_noise.
+        features = self.add_noise(features, noise)
+        features = F.leaky_relu(features, SLOPE, inplace=True)
+        size = [side * (2 if self.up else 1) for side in x.shape[2:]]
+        return features.unflatten(1, size).permute(0, 3, 1, 2)  # [N, O, H', W']
 
 
 class ToRGB(nn.Module):
@@ -343,18 +416,18 @@ class ToRGB(nn.Module):
         self.affine = Linear(w_dim, c_in, bias=1.)
         self.weight = nn.Parameter(torch.randn(colors, c_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(colors))
-        self.fir = Fir()
 
     def forward(self, x, w, image=None):                       # [N, C, H, W], [N, w_dim], [N, c, H/2, W/2]
         with no_autocast(x):
             weight = self.weight.flatten(1)                    # [colors, C]
             style = self.affine(w) * self.gain                 # [N, C]
             weight = weight * style[:, None]                   # Eq. 1: [N, colors, C]
-            rgb = torch.einsum('nchw,noc->nohw', full_precision(x), weight)
-            rgb = rgb + self.bias[:, None, None]               # [N, colors, H, W]
+            pixels = full_precision(x).permute(0, 2, 3, 1)     # [N, H, W, C]
+            rgb = torch.baddbmm(self.bias, pixels.flatten(1, 2), weight.mT)    # [N, H W, colors]
+            rgb = rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)            # [N, colors, H, W]
             if image is None:
                 return rgb
-            return rgb + self.fir.up(image)
+            return rgb + low_pass(image, up=2, pad=2)
 
 
 class BlockG(nn.Module):
@@ -413,17 +486,18 @@ class Synthesis(nn.Module):
         def first(ws, *_):
             bottom = blocks[0]
             x = bottom.const.expand(len(ws), -1, -1, -1)       # [N, C, 4, 4]
-            return bottom.conv1(x, ws[:, 0], noise[0]), ws, None
+            ws = ws.unbind(1)
+            return bottom.conv1(x, ws[0], noise[0]), ws, None
 
         def middle(i, x, ws, image):
             # A torgb shares its w with the layer that follows it.
-            image = blocks[i - 1].torgb(x, ws[:, 2 * i - 1], image)
-            x = blocks[i].conv0(x, ws[:, 2 * i - 1], noise[2 * i - 1])
-            x = blocks[i].conv1(x, ws[:, 2 * i], noise[2 * i])
+            image = blocks[i - 1].torgb(x, ws[2 * i - 1], image)
+            x = blocks[i].conv0(x, ws[2 * i - 1], noise[2 * i - 1])
+            x = blocks[i].conv1(x, ws[2 * i], noise[2 * i])
             return x, ws, image
 
         def last(x, ws, image):
-            return blocks[-1].torgb(x, ws[:, -1], image), None, None
+            return blocks[-1].torgb(x, ws[-1], image), None, None
 
         middles = [partial(middle, i) for i in range(1, len(blocks))]
         return [first, *middles, last]
@@ -553,23 +627,25 @@ class Conv(nn.Module):
         self.act = act
         self.gain = 1 / math.sqrt(c_in * k * k)
         self.scale = scale
-        if down:
-            self.fir = Fir()
 
     def forward(self, x):                                      # [N, I, H, W] -> [N, O, H', W']
         scale = self.scale * (GAIN if self.act else 1.)
+        bias = self.bias * scale if self.act else None
+        if self.down:
+            scale = scale / 4                                  # the sum of the filter
         weight = self.weight * (self.gain * scale)
+
         k = weight.shape[2]
         if not self.down:
-            x = conv(x, weight, pad=k // 2)
+            x = conv(x, weight, pad=k // 2, bias=bias)
         elif k == 1:
-            x = self.fir(x, 1, stride=2)                       # [N, I, H/2, W/2]
-            x = conv(x, weight)
+            x = low_pass(x, down=2)                            # [N, I, H/2, W/2]
+            x = conv(x, weight, bias=bias)
         else:
-            x = self.fir(x, 2)                                 # [N, I, H + 1, W + 1]
-            x = conv(x, weight, stride=2)
+            x = low_pass(x, pad=2)                             # [N, I, H + 1, W + 1]
+            x = conv(x, weight, stride=2, bias=bias)
         if self.act:
-            return activate(x, self.bias * scale)
+            return F.leaky_relu(x, SLOPE, inplace=True)
         return x
 
 
@@ -611,7 +687,8 @@ def append_deviation(x, group):
     up to it is taken.  Group j has the samples j, j + N / group, ..."""
     size = group_size(len(x), group)
     groups = x.unflatten(0, (size, -1))                        # [size, N / size, C, H, W]
-    std = (groups.var(0, correction=0) + EPS).sqrt()           # [N / size, C, H, W]
+    deviation = groups - groups.mean(0)                        # groups.var takes 10 times as long on a CPU
+    std = (deviation.square().mean(0) + EPS).sqrt()            # [N / size, C, H, W]
     std = std.mean((1, 2, 3)).repeat(size)                     # [N]
     std = std[:, None, None, None].expand(-1, 1, *x.shape[2:])
     return torch.cat((x, std), 1)                              # [N, C + 1, H, W]

@@ -16,7 +16,6 @@ The rows of a seed share the initial weights, the images and z.  For a row with 
 import argparse
 import concurrent.futures
 import itertools
-import json
 import os
 import shlex
 import shutil

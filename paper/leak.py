@@ -27,6 +27,8 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # the repository
 
 import augment                                                 # noqa: E402
+import cli                                                     # noqa: E402
+import files                                                   # noqa: E402
 import generate                                                # noqa: E402
 import loop                                                    # noqa: E402
 import trainer                                                 # noqa: E402
@@ -35,7 +37,7 @@ from runs import collect                                       # noqa: E402
 
 MAPS = 8                                                       # four quarter turns, mirrored or not
 BATCH = 64                                                     # of the classifier's training
-RANGES = {'samples': '[1, 1e6]', 'steps': '[1, 1e6]'}          # see loop.check_ranges
+RANGES = {'samples': '[1, 1e6]', 'steps': '[1, 1e6]'}          # see cli.check_ranges
 
 
 def get_args(argv=None):
@@ -49,20 +51,20 @@ def get_args(argv=None):
     p.add_argument('--device', choices=['cuda', 'cpu'], default='cuda' if torch.cuda.is_available() else 'cpu',
                    help='where to compute')
     args = p.parse_args(argv)
-    loop.check_ranges(args, RANGES)
-    loop.check_output('--out', args.out, folder=True)
+    cli.check_ranges(args, RANGES)
+    cli.check_output('--out', args.out, folder=True)
 
     found = []
     for folder in args.runs:
         if not folder:                                         # the empty name would mean every folder
-            loop.refuse("RUNS '' is empty: name the folder of the runs")
+            cli.refuse("RUNS '' is empty: name the folder of the runs")
         found += [run for run in collect(folder) if os.path.exists(f"{run['path']}/last.pt")]
     if not found:
-        loop.refuse('no run with a last.pt below the folders: train something first, or name others')
+        cli.refuse('no run with a last.pt below the folders: train something first, or name others')
 
     sets = {tuple(run['flags'][key] for key in ('data', 'res', 'data_seed', 'frac')) for run in found}
     if len(sets) > 1:
-        loop.refuse(f'the runs are on different images ({sorted(map(str, sets))}): name those of one set')
+        cli.refuse(f'the runs are on different images ({sorted(map(str, sets))}): name those of one set')
     args.runs = found
     return args
 
@@ -145,11 +147,11 @@ def main(args):
         records.append({'label': run['label'], 'p': p, 'path': run['path'], **shares})
 
     os.makedirs(args.out, exist_ok=True)
-    loop.write_json(f'{args.out}/leak.json', records)
+    files.write_json(f'{args.out}/leak.json', records)
     for record in records:
         print(f"{record['turned']:6.1%} turned  {record['mirrored']:6.1%} mirrored  {record['label']}")
     return records
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

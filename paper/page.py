@@ -21,7 +21,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # the repository
 
-import loop                                                    # noqa: E402
+import cli                                                     # noqa: E402
 from paper import comparisons, experiments, figures, published  # noqa: E402
 from paper.rows import add_points, by_family, expected_rows    # noqa: E402
 from report import all_runs, picture_lines, tables, write_page  # noqa: E402
@@ -41,11 +41,11 @@ def get_args(argv=None):
     p.add_argument('--out', help='the folder of the page (default: runs/report/NAME)')
     args = p.parse_args(argv)
     if not os.path.isfile(args.rows):
-        loop.refuse(f'--rows {args.rows}: no such file; make it with '
+        cli.refuse(f'--rows {args.rows}: no such file; make it with '
                     f'python paper/experiments.py {args.name} > {args.rows}')
     if args.out is None:
         args.out = f'runs/report/{args.name}'
-    loop.check_output('--out', args.out, folder=True)
+    cli.check_output('--out', args.out, folder=True)
     return args
 
 
@@ -146,4 +146,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    loop.script(main, get_args)
+    cli.script(main, get_args)

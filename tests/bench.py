@@ -4,6 +4,7 @@ Use:
     python tests/bench.py                        # SNGAN at the paper's size: G 256, D 128, batch 64
     python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
     python tests/bench.py --model stylegan2 --batch 4 --peer DIR   # at 256 px; DIR: stylegan2-ada-pytorch
+    python tests/bench.py --model stylegan2 --preset demo --batch 8 --repeats 20 --threads 1  # narrow, at 64 px
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if installed
     python tests/bench.py --augment --peer DIR   # ADA; DIR: as above, or of DiffAugment_pytorch.py
@@ -50,6 +51,7 @@ def get_args(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a('--model', choices=RECIPES, default='sngan', help='whose steps')
+    a('--preset', help="of train_MODEL.py (default: the published size)")
     a('--ch-g', type=int, help='channels of G (default: the published ones)')
     a('--ch-d', type=int, help='channels of D')
     a('--batch', type=int, default=64, help='images of a D and of a G step')
@@ -93,7 +95,7 @@ def settings(args, *more):
     sizes = {'--ch-g': args.ch_g, '--ch-d': args.ch_d, '--batch': args.batch}
     if args.model == 'sngan':
         sizes['--g-batch'] = args.batch
-    words = ['--data', 'emoji', '--preset', PRESET[args.model]]
+    words = ['--data', 'emoji', '--preset', args.preset or PRESET[args.model]]
     for flag, size in sizes.items():
         if size:
             words += [flag, str(size)]
@@ -243,7 +245,7 @@ def original_networks(args, flags):
     from training import networks
     upfirdn2d._init = bias_act._init = lambda: False           # never tries to compile
     kind = {'c_dim': 0, 'img_resolution': flags.res, 'img_channels': 3}
-    size = {'channel_base': flags.ch_g, 'channel_max': 512, 'num_fp16_res': 0, 'conv_clamp': None}
+    size = {'channel_base': flags.ch_g, 'channel_max': flags.ch_max, 'num_fp16_res': 0, 'conv_clamp': None}
     G = networks.Generator(z_dim=512, w_dim=512, mapping_kwargs={'num_layers': flags.mapping},
                            synthesis_kwargs=size, **kind)
     D = networks.Discriminator(**kind, **size, epilogue_kwargs={'mbstd_group_size': flags.group})
@@ -272,11 +274,11 @@ def stylegan2_steps(args):
         add('original', Called(G), Called(D), styles_of, G.synthesis, contextlib.nullcontext)
 
     times = in_turn(calls, args.repeats, args.device)
-    print(f'StyleGAN2, {flags.res} px, {flags.ch_g} / resolution channels, batch {args.batch}, '
-          f'{args.threads} threads')
+    print(f'StyleGAN2, {flags.res} px, {flags.ch_g} / resolution channels up to {flags.ch_max}, '
+          f'batch {args.batch}, {args.threads} threads')
     for step in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
         base = times.get((step, 'original'), times[step, 'ours fp32'])
-        words = [f'{name} {t:.2f} s ({base / t:.2f}x)' for (of, name), t in times.items() if of == step]
+        words = [f'{name} {t:.3f} s ({base / t:.2f}x)' for (of, name), t in times.items() if of == step]
         print(f"{step}: {', '.join(words)}", flush=True)
 
 

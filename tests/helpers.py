@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import files
 import find_ticket
-import loop
 import metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -133,7 +133,7 @@ def equal(a, b):
 def records(path):
     """The records of a .jsonl file without what depends on the clock and the machine."""
     clock = 'start', 'time', 'images_per_s', 'peak_mb'
-    found = loop.read_jsonl(path)
+    found = files.read_jsonl(path)
     for record in found:
         for key in clock:
             record.pop(key, None)
@@ -142,7 +142,7 @@ def records(path):
 
 def same_checkpoints(a, b):
     """The last checkpoints of two runs are equal, bit for bit."""
-    x, y = (loop.load(f'{out}/last.pt') for out in (a, b))
+    x, y = (files.load(f'{out}/last.pt') for out in (a, b))
     for key in ('step', 'done', 'G', 'D', 'E', 'masks', 'opt', 'state'):
         assert equal(x[key], y[key]), key
 
@@ -156,7 +156,7 @@ def same_runs(a, b):
 
 def same_tickets(a, b):
     """Two tickets are equal, bit for bit."""
-    x, y = loop.load(a), loop.load(b)
+    x, y = files.load(a), files.load(b)
     for key in ('mask', 'init', 'data', 'round', 'sparsity'):
         assert equal(x[key], y[key]), key
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import files
 import runs
 from paper import experiments
 
@@ -49,7 +50,7 @@ def lines_of(*names, scale='demo', seeds=(0,)):
 
 
 def write_json(path, value):
-    """As loop.write_json, but not synced to the disk."""
+    """As files.write_json, but not synced to the disk."""
     with open(path, 'w') as f:
         json.dump(value, f)
 

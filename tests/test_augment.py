@@ -414,6 +414,7 @@ def test_nothing_is_read_back_from_the_device_and_boxes_have_few_sizes(monkeypat
     x = torch.empty(16, 3, 32, 32, device='meta', requires_grad=True)              # reading a value of it raises
     with monkeypatch.context() as m:
         m.setattr(torch, 'autocast', lambda *a, **k: contextlib.nullcontext())     # it does not know this device
+        m.setattr(torch.Tensor, 'pin_memory', lambda x: x)                         # without a GPU it raises
         y = augment.draw('bgcfnc', x, p=.8)(x)
     g, = torch.autograd.grad(y.sum(), x, create_graph=True)
     assert y.is_meta and y.shape == g.shape == x.shape

@@ -9,11 +9,12 @@ import textwrap
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'flat.py', 'files.py', 'loop.py', 'metrics.py', 'prune.py',
+LEAVES = ['augment.py', 'advaug.py', 'losses.py', 'flat.py', 'files.py', 'cli.py', 'loop.py', 'metrics.py', 'prune.py',
           'models/sngan.py', 'models/biggan.py', 'models/stylegan2.py', 'models/transfer.py',
           'models/convert_nvidia.py', 'data/images.py']
 IN_COMMAND = {'metrics.py': {'data'}}                           # what its command imports
-COMPANIONS = {'models/transfer.py': ['models/stylegan2.py'], 'loop.py': ['files.py']}    # {file: what it serves and travels with}
+COMPANIONS = {'models/transfer.py': ['models/stylegan2.py'], 'loop.py': ['cli.py', 'files.py'],
+              'cli.py': ['files.py']}    # {file: what it serves and travels with}
 
 
 def example(source):

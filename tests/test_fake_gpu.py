@@ -6,7 +6,6 @@ Two kinds of tensors without numbers stand in for those of a GPU:
     fake    torch's FakeTensor on 'cuda', with CUDA's own rules of autocast; forward passes only
 `Watch` sees every operation: it finds copies that make the host wait for the device, and counts the bytes."""
 import argparse
-import contextlib
 import functools
 import importlib
 import weakref
@@ -20,15 +19,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import files
 import flat
 import gan
 import generate
 import loop
 import metrics
-import train_biggan
-import train_stylegan2
 import trainer
-from data import images
 from models import biggan, sngan, stylegan2
 from paper import leak
 
@@ -340,7 +337,7 @@ def test_features_are_bf16_and_channels_last_and_attention_takes_the_fused_kerne
 def test_a_ticket_is_found_from_networks_on_the_device(tmp_path, meta, numbers, unobserved):
     for method in ('imp', 'slimming'):
         path = find('sngan', tmp_path / method, '--steps', 1, '--rounds', 1, '--method', method, '--prune', 'g')
-        masks = loop.load(path)['mask']
+        masks = files.load(path)['mask']
         assert all(mask.device.type == 'cpu' for mask in masks['G'].values()) and masks['G']
 
 

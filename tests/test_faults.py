@@ -17,6 +17,7 @@ import helpers
 from helpers import (ROOT, SCORE, TINY, Killed, equal, parsed, process, refused, same_checkpoints, same_runs,
                      same_tickets, wait_for)
 
+import cli
 import files
 import loop
 import runs
@@ -162,7 +163,7 @@ def test_a_script_ends_in_a_sentence_where_a_file_is_damaged(tmp_path, capsys, m
             (files.NotFinite('G/w'), 3, 'error: G/w is not finite'), (KeyboardInterrupt(), 130, 'Ctrl-C'),
             (OSError(28, 'No space left on device', 'run/x'), 1, 'the disk refuses run/x: No space left'),
             (SystemExit(7), 7, ''), (BrokenPipeError(), 141, '')):
-        assert ended(lambda error=error: loop.script(main, lambda: error)) == code
+        assert ended(lambda error=error: cli.script(main, lambda: error)) == code
         assert words in capsys.readouterr().err
 
 
@@ -290,7 +291,7 @@ def test_a_run_directory_that_goes_away_is_said_at_once(tmp_path, monkeypatch, c
         os.rename(tmp_path / 'run', tmp_path / 'elsewhere')
     monkeypatch.setattr(trainer.Training, 'after_step', take_away)
     args = parsed('sngan', '--out', tmp_path / 'run', '--steps', 9, *OFTEN)
-    assert ended(lambda: loop.script(train_sngan.main, lambda: args)) == 1
+    assert ended(lambda: cli.script(train_sngan.main, lambda: args)) == 1
     error = capsys.readouterr().err
     assert f'the disk refuses {tmp_path}/run/log.jsonl' in error and 'at step 1' in error
 

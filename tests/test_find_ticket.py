@@ -12,9 +12,9 @@ import torch
 from helpers import (TINY, Killed, all_refused, equal, find, killed_at, parsed, refused, same_runs,
                      same_tickets, train, without)
 
+import files
 import find_ticket
 import gan
-import loop
 import prune
 import train_sngan
 
@@ -46,7 +46,7 @@ def found(tmp_path_factory):
 def tickets(found, method):
     """{k: ticket} of what a method found."""
     paths = {k: found[method] / f'ticket{k}.pt' for k in range(4)}
-    return {k: loop.load(path) for k, path in paths.items() if path.exists()}
+    return {k: files.load(path) for k, path in paths.items() if path.exists()}
 
 
 # ---- masks
@@ -56,7 +56,7 @@ def tickets(found, method):
     ('init', {0, 1, 2}, False), ('random-layers', {0, 2}, False), ('early-bird', {0, 2}, True)])
 def test_every_method_leaves_exactly_as_many_weights_as_the_rounds_and_rewinds(found, method, levels, data):
     imp, own, start = tickets(found, 'imp'), tickets(found, method), theta_0()
-    assert own.keys() == levels and equal(own[2], loop.load(f'{found[method]}.pt'))
+    assert own.keys() == levels and equal(own[2], files.load(f'{found[method]}.pt'))
     for k in levels:
         assert equal(own[k]['init'], start) and own[k]['method'] == method and own[k]['round'] == k
         for name in 'GD':
@@ -70,7 +70,7 @@ def test_every_method_leaves_exactly_as_many_weights_as_the_rounds_and_rewinds(f
 
 def test_the_methods_prune_what_they_say(found):
     imp, oneshot, start, random = (tickets(found, method) for method in ('imp', 'oneshot', 'init', 'random'))
-    trained, theta = loop.load(found['oneshot'] / 'round0/last.pt'), theta_0()
+    trained, theta = files.load(found['oneshot'] / 'round0/last.pt'), theta_0()
     layers = tickets(found, 'random-layers')[2]['mask']
     for name in 'GD':
         dense = oneshot[0]['mask'][name]
@@ -88,14 +88,14 @@ def test_random_masks_depend_on_the_seed_alone(tmp_path, found):
     flags = ['--rounds', 2, '--method', 'random']
     a = find(tmp_path / 'a', *flags, '--steps', 3, '--lr-g', '1e-3')
     b = find(tmp_path / 'b', *flags, '--seed', 1)
-    first, a, b = (loop.load(path)['mask'] for path in (f"{found['random']}.pt", a, b))
+    first, a, b = (files.load(path)['mask'] for path in (f"{found['random']}.pt", a, b))
     assert equal(first, a) and not equal(first, b)
 
 
 def test_a_ticket_of_any_method_trains_and_keeps_its_zeros(tmp_path, found):
     for method in ('slimming', 'random-layers'):
         G, _ = train(tmp_path / method, '--mask', f'{found[method]}.pt', '--steps', 2, '--advaug', 'gd')
-        for key, keep in loop.load(f'{found[method]}.pt')['mask']['G'].items():
+        for key, keep in files.load(f'{found[method]}.pt')['mask']['G'].items():
             assert not G.get_parameter(key)[~keep].any() and G.get_parameter(key)[keep].all()
 
 
@@ -106,7 +106,7 @@ def test_magnitudes_are_effective_where_the_model_scales_its_weights(tmp_path, m
     sparsity = {}
     for rank in ('effective', 'raw'):
         path = find(tmp_path / rank, '--rounds', 1, '--rho', .05, '--method', 'init', '--rank', rank)
-        sparsity[rank] = prune.sparsity({'': loop.load(path)['mask']['G']['block2.c1.weight']})
+        sparsity[rank] = prune.sparsity({'': files.load(path)['mask']['G']['block2.c1.weight']})
     assert sparsity['effective'] > .3 > .1 > sparsity['raw']
 
 
@@ -122,7 +122,7 @@ def test_finding_augments_only_where_it_is_asked_to():
 def test_slimming_prunes_whole_channels_of_G_next_to_the_count_of_the_rounds(found):
     own, start = tickets(found, 'slimming'), theta_0()
     dense = prune.alive(own[0]['mask']['G'])
-    scales = loop.load(found['slimming'] / 'round0/last.pt')['G']
+    scales = files.load(found['slimming'] / 'round0/last.pt')['G']
     norms = train_sngan.build(parsed('sngan'))[0].slimmable()
     for k in (1, 2):
         masks = own[k]['mask']['G']
@@ -144,7 +144,7 @@ def test_slimming_prunes_whole_channels_of_G_next_to_the_count_of_the_rounds(fou
         for norm, c in alone:
             masks[norms[norm][0]][c] = True
         assert all(mask.all() for mask in masks.values())      # nothing else was pruned
-    assert loop.load(found['slimming'] / 'round0/last.pt')['args']['slim'] == .1
+    assert files.load(found['slimming'] / 'round0/last.pt')['args']['slim'] == .1
 
 
 # ---- early-bird
@@ -170,8 +170,8 @@ def test_early_bird_stops_when_five_masks_agree_and_not_before(tmp_path, monkeyp
     monkeypatch.setattr(find_ticket, 'train', scripted)
     assert stretches('a', '--steps', 1000) == [30 * i for i in range(1, 9)]        # 3 move, then 5 alike
     assert 'step 240 of 1000, 76.0% of a training saved' in capsys.readouterr().out
-    t = loop.load(tmp_path / 'a.pt')
-    assert t['round'] == 3 and equal(t['mask']['D'], loop.load(tmp_path / 'a/masks.pt')['last'][0]['D'])
+    t = files.load(tmp_path / 'a.pt')
+    assert t['round'] == 3 and equal(t['mask']['D'], files.load(tmp_path / 'a/masks.pt')['last'][0]['D'])
     assert not stretches('a', '--steps', 1000)                 # found already
     calls = stretches('a', '--steps', 1000, '--restart')
     assert calls[0] == 30 and calls[-1] == 240                 # nothing is left of the first finding
@@ -182,9 +182,9 @@ def test_early_bird_stops_when_five_masks_agree_and_not_before(tmp_path, monkeyp
 
 def test_an_early_bird_is_what_one_shot_pruning_of_that_length_finds(found, tmp_path):
     find(tmp_path / 'one', '--method', 'oneshot', '--rounds', 2, '--steps', 5)
-    assert loop.load(found['early-bird'] / 'masks.pt')['step'] == 5
-    assert equal(loop.load(f"{found['early-bird']}.pt")['mask'], loop.load(tmp_path / 'one.pt')['mask'])
-    stretches, whole = (loop.load(out / 'round0/last.pt') for out in (found['early-bird'], tmp_path / 'one'))
+    assert files.load(found['early-bird'] / 'masks.pt')['step'] == 5
+    assert equal(files.load(f"{found['early-bird']}.pt")['mask'], files.load(tmp_path / 'one.pt')['mask'])
+    stretches, whole = (files.load(out / 'round0/last.pt') for out in (found['early-bird'], tmp_path / 'one'))
     assert all(equal(stretches[key], whole[key]) for key in ('G', 'D', 'E', 'opt'))
 
 
@@ -197,13 +197,13 @@ def test_an_early_bird_that_is_killed_goes_on_bit_for_bit(tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(gan, 'g_loss', killed_at(6, gan.g_loss))
         find(tmp_path / 'cut', *flags)
-    masks = loop.load(tmp_path / 'cut/masks.pt')
+    masks = files.load(tmp_path / 'cut/masks.pt')
     assert masks['step'] == 4 and len(masks['last']) == 2 and not os.path.exists(tmp_path / 'cut/ticket2.pt')
     for name in ('cut', 'whole'):
         find(tmp_path / name, *flags)
     same_tickets(tmp_path / 'cut.pt', tmp_path / 'whole.pt')
     same_runs(tmp_path / 'cut/round0', tmp_path / 'whole/round0')
-    assert equal(*(loop.load(tmp_path / name / 'masks.pt') for name in ('cut', 'whole')))
+    assert equal(*(files.load(tmp_path / name / 'masks.pt') for name in ('cut', 'whole')))
 
 
 def test_tickets_that_are_missing_are_made_without_another_training(tmp_path, found, monkeypatch):
@@ -221,7 +221,7 @@ def test_tickets_that_are_missing_are_made_without_another_training(tmp_path, fo
     find(tmp_path / 'a', *flags)
     same_tickets(tmp_path / 'a.pt', f"{found['oneshot']}.pt")
     find(tmp_path / 'a', *flags, '--rounds', 4)                # sparser ones of the same training
-    assert loop.load(tmp_path / 'a.pt')['sparsity']['G'] == pytest.approx(1 - .8 ** 4, abs=.001)
+    assert files.load(tmp_path / 'a.pt')['sparsity']['G'] == pytest.approx(1 - .8 ** 4, abs=.001)
     shutil.rmtree(tmp_path / 'a/round0')                       # tickets are complete without their training
     find(tmp_path / 'a', *flags)
     same_tickets(tmp_path / 'a.pt', f"{found['oneshot']}.pt")
@@ -238,7 +238,7 @@ def test_other_settings_of_a_method_are_refused(tmp_path, found, capsys):
         out = tmp_path / name
         os.makedirs(out / 'round0')
         args = find_ticket.get_args([str(word) for word in ('sngan', *TINY['sngan'], *common, *before)])
-        loop.write_json(out / 'args.json', {'identity': args.identity})
+        files.write_json(out / 'args.json', {'identity': args.identity})
         (out / 'round0/last.pt').write_text('')
         all_refused(capsys, lambda flags, out=out: find(out, *common, *flags), table)
 
@@ -297,7 +297,7 @@ def test_unusable_data_and_scores_are_refused_before_anything_is_made(tmp_path, 
 def test_reinit_keeps_the_masks_and_is_compared_on_resume(tmp_path, found, capsys):
     flags = ['--mask', f"{found['imp']}.pt", '--steps', 1]
     train(tmp_path / 'r', *flags, '--reinit')
-    saved, masks = loop.load(tmp_path / 'r/last.pt'), loop.load(f"{found['imp']}.pt")['mask']
+    saved, masks = files.load(tmp_path / 'r/last.pt'), files.load(f"{found['imp']}.pt")['mask']
     for key, keep in masks['G'].items():
         assert not saved['G'][key][~keep].any() and saved['G'][key][keep].all()
     refused(capsys, lambda: train(tmp_path / 'r', *flags), '--reinit was True, is None')
@@ -311,5 +311,5 @@ def test_a_small_dense_network_trains_resumes_and_is_found_by_its_content(tmp_pa
     with open(tmp_path / 'r/args.json') as f:
         identity = json.load(f)['identity']
     assert identity['ch_d'] == D.ch < 8 and identity['ch_g'] == G.ch and 'small_dense' not in identity
-    saved = loop.load(tmp_path / 'r/last.pt')
+    saved = files.load(tmp_path / 'r/last.pt')
     assert saved['step'] == 2 and saved['masks'] == {'G': {}, 'D': {}}

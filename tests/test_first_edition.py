@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from helpers import ROOT, equal, pruned_weights_are_zero, refused, same_checkpoints, script
 
+import files
 import find_ticket
 import loop
 import train_sngan
@@ -54,7 +55,7 @@ def test_an_old_command_has_the_identity_and_the_directory_that_it_had(name):
     args = script(old['identity']['model']).get_args(typed(name))
     facts = {key: value for key, value in old['identity'].items() if key in FACTS}
     assert json.loads(json.dumps(loop.run_identity(args, **facts))) == old['identity']
-    assert name.endswith(loop.digest(loop.run_identity(args, **facts))[:8])
+    assert name.endswith(files.digest(loop.run_identity(args, **facts))[:8])
     assert {**vars(args), **old['args']} == vars(args)         # no flag is gone or has another value
 
 
@@ -89,16 +90,16 @@ def arithmetic():
     h = F.batch_norm(h, None, None, training=True).flatten(1)
     v = torch.randn(h.shape[1], 8, generator=rng).requires_grad_(True)
     value = torch.tanh(h @ v).square().mean()
-    return loop.digest(dict(enumerate([value.detach(), *torch.autograd.grad(value, (x, w, v))])))
+    return files.digest(dict(enumerate([value.detach(), *torch.autograd.grad(value, (x, w, v))])))
 
 
 def test_an_old_run_resumes_to_what_a_new_one_gives(copied, tmp_path):
     """Bit for bit where layers compute the bits that they did for the old run, within rounding elsewhere."""
     resume('--steps', '3')
     resume('--steps', '3', '--out', str(tmp_path / 'new'))
-    resumed, fresh = loop.load(copied / 'last.pt'), loop.load(tmp_path / 'new/last.pt')
+    resumed, fresh = files.load(copied / 'last.pt'), files.load(tmp_path / 'new/last.pt')
     assert os.listdir(tmp_path / 'runs') == [RUN] and resumed['step'] == 3 and resumed['done']
-    assert [line['step'] for line in loop.read_jsonl(copied / 'log.jsonl')] == [1, 2, 3]
+    assert [line['step'] for line in files.read_jsonl(copied / 'log.jsonl')] == [1, 2, 3]
     if arithmetic() == read(RUN, 'arithmetic.json'):
         same_checkpoints(copied, tmp_path / 'new')
     for name in 'GDE':
@@ -118,7 +119,7 @@ def test_an_old_ticket_trains(tmp_path):
     path = f'{OLD}/{FINDING}/ticket.pt'
     args = train_sngan.get_args([*typed(RUN), '--mask', path, '--steps', '1', '--out', str(tmp_path)])
     train_sngan.main(args)
-    saved, masks = loop.load(tmp_path / 'last.pt'), loop.load(path)['mask']
+    saved, masks = files.load(tmp_path / 'last.pt'), files.load(path)['mask']
     pruned_weights_are_zero(saved, masks)
     assert equal(saved['masks'], masks)
 
@@ -133,11 +134,11 @@ def test_a_younger_flag_counts_only_where_it_is_not_at_its_default(copied, capsy
     monkeypatch.setattr(trainer, 'add_training_flags', add_flags)
     monkeypatch.setitem(loop.YOUNGER_FLAGS, 'sparkle', 0)
     resume('--steps', '3')
-    assert os.listdir('runs') == [RUN] and loop.load(copied / 'last.pt')['step'] == 3
+    assert os.listdir('runs') == [RUN] and files.load(copied / 'last.pt')['step'] == 3
     changed = ['--steps', '4', '--sparkle', '1']
     refused(capsys, lambda: resume(*changed, '--out', f'runs/{RUN}'), '--sparkle was 0, is 1')
     old, new = (loop.run_identity(train_sngan.get_args([*typed(RUN), *more])) for more in ([], changed))
-    assert loop.digest(old) != loop.digest(new)
+    assert files.digest(old) != files.digest(new)
 
     monkeypatch.setattr(loop, 'YOUNGER_FLAGS', {})             # what happens where the entry is forgotten
     refused(capsys, lambda: resume('--out', f'runs/{RUN}'), '--sparkle')

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import TINY, all_refused, parsed, refused, script
 
+import cli
 import find_ticket
 import generate
 import loop
@@ -73,7 +74,7 @@ def test_ranges_hold_the_values_of_every_preset():
             for name in settings.keys() & ranges.keys():
                 value = settings[name]
                 for number in value if isinstance(value, list) else [value]:
-                    assert number is None or loop.lies_within(number, ranges[name]), (model, preset, name)
+                    assert number is None or cli.lies_within(number, ranges[name]), (model, preset, name)
 
 
 def test_an_interval_has_the_ends_that_it_says():
@@ -82,8 +83,8 @@ def test_an_interval_has_the_ends_that_it_says():
             ('(0, inf)', [1e-300, 10 ** 400], [0, float('inf'), -1]),
             ('[1, 1e12]', [1, 10 ** 12], [0, 10 ** 12 + 1]),
             ('(-inf, inf)', [-1e300, 0], [float('-inf')])):
-        assert all(loop.lies_within(number, interval) for number in inside), interval
-        assert not any(loop.lies_within(number, interval) for number in [*outside, float('nan')]), interval
+        assert all(cli.lies_within(number, interval) for number in inside), interval
+        assert not any(cli.lies_within(number, interval) for number in [*outside, float('nan')]), interval
 
 
 # Flags that say nothing, beside those of a tiny training, and words of the sentence
@@ -124,9 +125,9 @@ def short_on_a_gpu(args):
 def test_what_the_memory_cannot_hold_ends_a_script_in_a_sentence_and_other_mistakes_show(capsys):
     for main in (lambda args: torch.empty(10 ** 15), lambda args: np.empty(10 ** 15), lambda args: [0] * 10 ** 15,
                  short_on_a_gpu):
-        refused(capsys, lambda main=main: loop.script(main, lambda: None), 'memory', '--batch-gpu', '--seeds')
+        refused(capsys, lambda main=main: cli.script(main, lambda: None), 'memory', '--batch-gpu', '--seeds')
     with pytest.raises(RuntimeError, match='size of tensor a'):
-        loop.script(lambda args: torch.ones(2) + torch.ones(3), lambda: None)
+        cli.script(lambda args: torch.ones(2) + torch.ones(3), lambda: None)
 
 
 # ---- places
@@ -168,14 +169,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(name,
 def test_a_place_on_a_disk_that_is_read_only_is_refused_and_others_are_not(place, monkeypatch, capsys):
     for path, folder in (('new', True), ('new/deep/x', True), ('folder', True), (None, True),
                          ('new/x.pt', False), ('file', False), ('ein Ordner \u3000\xe4', True)):
-        loop.check_output('--out', path, folder)
+        cli.check_output('--out', path, folder)
     assert os.listdir('folder') == [] and not os.path.exists('new')
 
     def read_only(dir):
         raise OSError(30, 'Read-only file system')
-    monkeypatch.setattr(loop.tempfile, 'TemporaryFile', read_only)
+    monkeypatch.setattr(cli.tempfile, 'TemporaryFile', read_only)
     words = '--out new cannot be written to disk (Read-only file system): name another directory'
-    all_refused(capsys, lambda flags: loop.check_output('--out', 'new', True), [([], words)])
+    all_refused(capsys, lambda flags: cli.check_output('--out', 'new', True), [([], words)])
 
 
 def test_a_ticket_in_the_place_of_a_file_of_the_finding_is_refused(place, capsys):

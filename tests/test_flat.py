@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import flat as flat_module
-import loop
+import files
 import prune
 from flat import Flat, micro_batches
 from models import sngan
@@ -126,7 +126,7 @@ def test_an_update_that_is_not_finite_is_named_and_holds_back_all_later_ones():
 def test_moments_travel_by_parameter_name():
     a, b = advance(Flat(small_net(), 1e-2, (.5, .9)), 3), Flat(small_net(1), 1e-2, (.5, .9))
     b.net.load_state_dict(a.net.state_dict())
-    b.load_moments(loop.to_cpu(a.moments()))
+    b.load_moments(files.to_cpu(a.moments()))
     assert set(a.moments()['v']) == set(dict(a.net.named_parameters()))
     assert torch.equal(advance(a, 1, 9).w, advance(b, 1, 9).w)
 

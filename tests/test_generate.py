@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import files
 import generate
 import loop
 import metrics
@@ -122,7 +123,7 @@ def test_a_last_checkpoint_must_be_settled_only_where_there_is_batch_norm(tmp_pa
     monkeypatch.setattr(loop, 'settling', lambda dim, device, classes=0: (
         batches.append(1) or (torch.randn(4, dim),) for _ in range(2)))
     for kind, settled in (('sngan', 2), ('stylegan2', 0)):
-        saved = loop.load(os.path.join(runs[kind], 'best.pt'))
+        saved = files.load(os.path.join(runs[kind], 'best.pt'))
         del saved['score']
         torch.save(saved, tmp_path / 'last.pt')
         batches.clear()
@@ -135,7 +136,7 @@ def test_a_last_checkpoint_must_be_settled_only_where_there_is_batch_norm(tmp_pa
 @torch.no_grad()
 def test_a_checkpoint_with_a_miner_is_sampled_through_it(runs, tmp_path):
     path = os.path.join(runs['stylegan2'], 'best.pt')
-    saved, plain = loop.load(path), generate.load(path, 'cpu')
+    saved, plain = files.load(path), generate.load(path, 'cpu')
     mined = network('stylegan2')
     transfer.mine_(mined)
     torch.save({**saved, 'E': mined.state_dict()}, tmp_path / 'best.pt')
@@ -303,7 +304,7 @@ def test_a_copy_must_be_found_beside_its_training_image(runs, tmp_path, monkeypa
 
 def test_the_training_images_must_be_those_of_the_run(runs, tmp_path, monkeypatch, capsys):
     args = lambda *flags: generate.get_args([runs['sngan'], '--which', 'best', '--nearest', *flags])
-    saved = loop.load(os.path.join(runs['sngan'], 'best.pt'))
+    saved = files.load(os.path.join(runs['sngan'], 'best.pt'))
     cut = generate.load_training_set(args(), saved)
     assert torch.equal(cut.images, images.load('emoji-faces', frac=.1, seed=3, subset='first', res=32).images)
     (tmp_path / 'args.json').write_text(json.dumps({'args': {**saved['args'], 'frac': 5, 'subset': 'random'}}))
@@ -352,7 +353,7 @@ def test_flags_that_do_nothing_for_a_network_must_be_refused(kind, flags, words,
 
 
 def test_the_script_must_need_a_checkpoint_alone(runs, tmp_path, monkeypatch, capsys):
-    torch.save(copy.deepcopy(loop.load(os.path.join(runs['conditional'], 'best.pt'))), tmp_path / 'alone.pt')
+    torch.save(copy.deepcopy(files.load(os.path.join(runs['conditional'], 'best.pt'))), tmp_path / 'alone.pt')
     script, flags = f'{ROOT}/generate.py', ['--classes', '2,0', '--seeds', '0-2', '--device', 'cpu']
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', [script, 'alone.pt', *flags])

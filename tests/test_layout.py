@@ -9,21 +9,21 @@ import pytest
 from helpers import ROOT
 
 LEAVES = {'advaug', 'augment', 'losses', 'prune', 'metrics', 'models', 'data'}     # and all files of folders
-SCRIPT = {'gan', 'trainer', 'flat', 'loop', 'files', *LEAVES}
+SCRIPT = {'gan', 'trainer', 'flat', 'loop', 'cli', 'files', *LEAVES}
 
 # module or folder -> what its files may import
 ARROWS = {
     'train_sngan': SCRIPT, 'train_biggan': SCRIPT, 'train_stylegan2': SCRIPT,
-    'find_ticket': {'trainer', 'loop', 'files', 'metrics', 'prune'},    # and train_MODEL by its name, at run time
-    'trainer': {'gan', 'flat', 'loop', 'files', *LEAVES},
+    'find_ticket': {'trainer', 'loop', 'cli', 'files', 'metrics', 'prune'},    # and train_MODEL by its name, at run time
+    'trainer': {'gan', 'flat', 'loop', 'cli', 'files', *LEAVES},
     'gan': {'advaug', 'augment', 'losses'},
-    'loop': {'files'}, 'files': set(), 'flat': set(),
+    'loop': {'cli', 'files'}, 'cli': {'files'}, 'files': set(), 'flat': set(),
     'advaug': set(), 'augment': set(), 'losses': set(), 'prune': set(),
     'metrics': {'data/images'},                                         # in its command alone, for --ref RUN
     'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(),
-    'generate': {'flat', 'loop', 'files', *LEAVES},
+    'generate': {'flat', 'loop', 'cli', 'files', *LEAVES},
     'runs': {'files', *LEAVES},
-    'report': {'runs', 'loop', 'files', *LEAVES},
+    'report': {'runs', 'cli', 'files', *LEAVES},
 }
 COMMON_NAMES = {'forward', 'backward', 'split', 'stages', 'state', 'load', 'main', 'get_args', 'build',
                 'add_flags', 'RANGES'}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import all_refused, refused
 
+import files
 import loop
 
 
@@ -89,28 +90,28 @@ def test_sums_are_means_since_the_last_reading():
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'x.json'
-    loop.write_json(path, {'a': 1})
+    files.write_json(path, {'a': 1})
 
     def broken(tmp):
         with open(tmp, 'w') as f:
             f.write('half')
         raise OSError('disk full')
     with pytest.raises(OSError):
-        loop.write(path, broken)
+        files.write(path, broken)
     assert path.read_text() == '{\n "a": 1\n}' and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_torn_line_of_a_jsonl_is_no_record(tmp_path):
     (tmp_path / 'x.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert loop.read_jsonl(tmp_path / 'x.jsonl') == [{'step': 1}, {'step': 2}]
-    assert loop.read_jsonl(tmp_path / 'none.jsonl') == []
+    assert files.read_jsonl(tmp_path / 'x.jsonl') == [{'step': 1}, {'step': 2}]
+    assert files.read_jsonl(tmp_path / 'none.jsonl') == []
 
 
 def test_digest_sees_every_number_and_name():
     x = {'a': torch.arange(4.), 'b': {'c': 1}}
     y = {'a': torch.arange(4.), 'b': {'c': 2}}
     z = {'a': torch.arange(4.) + torch.tensor([0, 0, 0, 1e-6]), 'b': {'c': 1}}
-    assert loop.digest(x) == loop.digest(copy.deepcopy(x)) and len({loop.digest(v) for v in (x, y, z)}) == 3
+    assert files.digest(x) == files.digest(copy.deepcopy(x)) and len({files.digest(v) for v in (x, y, z)}) == 3
 
 
 def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, capsys):
@@ -138,9 +139,9 @@ def test_what_changes_the_result_is_compared_and_names_the_directory(tmp_path, c
     assert plain == loop.run_identity(flags('--steps', 9, '--out', 'y', '--save-every', 2), data_fingerprint='x')
     other_seed = loop.run_identity(flags('--seed', 1), data_fingerprint='x')
     other_data = loop.run_identity(flags(), data_fingerprint='y')
-    assert len({loop.digest(identity) for identity in (plain, other_seed, other_data)}) == 3
+    assert len({files.digest(identity) for identity in (plain, other_seed, other_data)}) == 3
     same = {'seed': 0, 'betas': (0., .9), 'data_fingerprint': 'x'}
-    loop.write_json('args.json', {'identity': same})
+    files.write_json('args.json', {'identity': same})
     loop.compare('.', same)
     changed = {'seed': 1, 'betas': (0., .5), 'data_fingerprint': 'y'}
     refused(capsys, lambda: loop.compare('.', changed), '--seed was 0, is 1', "fingerprint was 'x', is 'y'",

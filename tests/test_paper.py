@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-import loop
+import files
 import prune
 import runs
 import train_stylegan2
@@ -241,7 +241,7 @@ def test_overlaps_are_those_of_the_masks_and_an_early_bird_says_what_it_saved(un
     make_run(f'{PLACE}/early/round0', 0., steps=2, frac=.1)
     text = page_of('controls', lines)
     found = table_of(text, '| mask |')
-    a, b = (loop.load(f'{PLACE}/{name}/ticket8.pt')['mask']['G'] for name in ('random8', 'find'))
+    a, b = (files.load(f'{PLACE}/{name}/ticket8.pt')['mask']['G'] for name in ('random8', 'find'))
     row = found[f'{PLACE}/random8']
     assert row['overlap'] == f'{prune.overlap(a, b):.2%}' and row['differ'] == f'{prune.hamming(a, b):.2%}'
     p, q = (prune.alive(m) / 288 for m in (a, b))

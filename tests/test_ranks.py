@@ -11,6 +11,8 @@ import torch
 from helpers import (METHOD, SCORE, TINY, equal, pruned_weights_are_zero, ranks, records, same_checkpoints,
                      train)
 
+import cli
+import files
 import flat
 import loop
 from models import sngan
@@ -100,7 +102,7 @@ def three_updates(out):
         S.update(lambda part, z=z64: (S.net(z) ** 3 + S.net(z) ** 2).mean())
     os.makedirs(out, exist_ok=True)
     nets = {'D': D, 'G': G, 'S': S}
-    torch.save({name: net.net.state_dict() for name, net in nets.items()}, f'{out}/{loop.world()[0]}.pt')
+    torch.save({name: net.net.state_dict() for name, net in nets.items()}, f'{out}/{cli.world()[0]}.pt')
 
 
 @pytest.mark.job('networks')
@@ -109,8 +111,8 @@ def test_updates_of_two_ranks_are_those_of_one_process_and_of_each_other(two_ran
 
     G's BN statistics ride in the all-reduce: bit-identical ranks.  Synchronised, they equal the whole's."""
     three_updates(tmp_path)
-    one = loop.load(tmp_path / '0.pt')
-    first, second = (loop.load(two_ranks[0] / f'networks/{rank}.pt') for rank in (0, 1))
+    one = files.load(tmp_path / '0.pt')
+    first, second = (files.load(two_ranks[0] / f'networks/{rank}.pt') for rank in (0, 1))
     for name in 'DGS':
         assert equal(first[name], second[name]), name
 
@@ -139,7 +141,7 @@ def test_a_training_of_two_ranks_with_synchronised_norms_follows_one_process(two
 def test_adas_p_and_lecams_anchors_survive_a_stop_bit_for_bit(two_ranks):
     root, _ = two_ranks
     same_checkpoints(root / 'ada-cut', root / 'ada-whole')
-    state = loop.load(root / 'ada-whole/last.pt')['state']
+    state = files.load(root / 'ada-whole/last.pt')['state']
     assert state['ranks'] == 2 and state['lecam']['anchors'].all()
     assert state['ada']['p'] > 0 and state['ada']['sums'].any()
 
@@ -149,7 +151,7 @@ def test_adas_p_and_lecams_anchors_survive_a_stop_bit_for_bit(two_ranks):
 def test_the_mean_path_length_survives_a_stop_bit_for_bit(two_ranks):
     root, _ = two_ranks
     same_checkpoints(root / 'paths-cut', root / 'paths-whole')
-    assert loop.load(root / 'paths-whole/last.pt')['state']['pl']['mean'] > 0
+    assert files.load(root / 'paths-whole/last.pt')['state']['pl']['mean'] > 0
 
 
 @pytest.mark.slow
@@ -158,16 +160,16 @@ def test_the_mean_path_length_survives_a_stop_bit_for_bit(two_ranks):
 def test_two_ranks_find_one_ticket_and_score_together(two_ranks, model):
     """find_ticket.py asserts that the ranks' masks are equal, bit for bit, whenever it writes a ticket."""
     out = two_ranks[0] / f'find-{model}'
-    ticket, saved = loop.load(f'{out}.pt'), loop.load(out / 'round1/last.pt')
+    ticket, saved = files.load(f'{out}.pt'), files.load(out / 'round1/last.pt')
     assert abs(ticket['sparsity']['G'] - .36) < .001 and saved['done'] and saved['state']['ranks'] == 2
-    score, = loop.read_jsonl(out / 'round1/metrics.jsonl')
+    score, = files.read_jsonl(out / 'round1/metrics.jsonl')
     assert np.isfinite(score['all']) and score['protocol']['n_gen'] == 12
-    pruned_weights_are_zero(saved, loop.load(out / 'ticket1.pt')['mask'])
+    pruned_weights_are_zero(saved, files.load(out / 'ticket1.pt')['mask'])
 
 
 @pytest.mark.slow
 @pytest.mark.job('bird')
 def test_two_ranks_find_the_same_early_bird(two_ranks):
     root, texts = two_ranks
-    assert loop.load(root / 'bird.pt')['round'] == 2 and loop.load(root / 'bird/masks.pt')['step'] == 2
+    assert files.load(root / 'bird.pt')['round'] == 2 and files.load(root / 'bird/masks.pt')['step'] == 2
     assert sum('of a training saved' in text for text in texts) == 1

@@ -15,6 +15,7 @@ from helpers import (METHOD, ROOT, SCORE, TINY, Killed, all_refused, equal, find
                      train, wait_for, without)
 from PIL import Image
 
+import files
 import find_ticket
 import gan
 import generate
@@ -63,8 +64,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(gan, 'g_loss', killed_at(5, gan.g_loss))
         train(tmp_path / 'cut', *flags)
-    assert loop.load(tmp_path / 'cut/last.pt')['step'] == 3
-    assert [line['step'] for line in loop.read_jsonl(tmp_path / 'cut/log.jsonl')] == [1, 2, 3, 4]
+    assert files.load(tmp_path / 'cut/last.pt')['step'] == 3
+    assert [line['step'] for line in files.read_jsonl(tmp_path / 'cut/log.jsonl')] == [1, 2, 3, 4]
     for name in ('log.jsonl', 'metrics.jsonl'):                # newer than the checkpoint, and torn
         with open(tmp_path / 'cut' / name, 'a') as f:
             f.write('{"step": 8, "score": "FD-effnet", "choose": 0}\n{"step": 3')
@@ -72,13 +73,13 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         train(tmp_path / name, *flags)
     same_runs(tmp_path / 'cut', tmp_path / 'whole')
 
-    a, b = (loop.load(tmp_path / name / 'best.pt') for name in ('cut', 'whole'))
-    scores = loop.read_jsonl(tmp_path / 'cut/metrics.jsonl')
+    a, b = (files.load(tmp_path / name / 'best.pt') for name in ('cut', 'whole'))
+    scores = files.read_jsonl(tmp_path / 'cut/metrics.jsonl')
     assert [score['step'] for score in scores] == [3, 6, 9]
     assert a['score'] == min(scores, key=lambda score: score['choose'])
     assert equal(a['E'], b['E']) and equal(a['masks'], b['masks']) and a['score'] == b['score']
-    saved = loop.load(tmp_path / 'cut/last.pt')
-    assert equal(saved['masks'], loop.load(ticket)['mask'])
+    saved = files.load(tmp_path / 'cut/last.pt')
+    assert equal(saved['masks'], files.load(ticket)['mask'])
     pruned_weights_are_zero(saved, saved['masks'])
 
 
@@ -89,14 +90,14 @@ def test_what_adapts_to_D_survives_a_stop_bit_for_bit(tmp_path, flags):
     """ADA's p, r and sums, LeCam's anchors, and the position in the held-out images."""
     flags = ['--aug', 'ada', '--ada-kimg', .2, '--ada-interval', 2, *flags]
     train(tmp_path / 'cut', *flags, '--steps', 5)              # between two adjustments of p
-    ada = loop.load(tmp_path / 'cut/last.pt')['state']['ada']
+    ada = files.load(tmp_path / 'cut/last.pt')['state']['ada']
     assert ada['sums'].any() and ada['r'] and (ada['p'] or 'rv' in flags)
     train(tmp_path / 'cut', *flags, '--steps', 9)
     train(tmp_path / 'whole', *flags, '--steps', 9)
     same_checkpoints(tmp_path / 'cut', tmp_path / 'whole')
 
-    state = loop.load(tmp_path / 'whole/last.pt')['state']
-    line = loop.read_jsonl(tmp_path / 'whole/log.jsonl')[-1]
+    state = files.load(tmp_path / 'whole/last.pt')['state']
+    line = files.read_jsonl(tmp_path / 'whole/log.jsonl')[-1]
     assert 0 <= state['ada']['p'] <= .8 and line['ada_p'] == pytest.approx(state['ada']['p'], rel=1e-5)
     assert line['ada_r'] == pytest.approx(state['ada']['r'], rel=1e-5)
     assert ('lecam' in state) == ('--lecam' in flags)
@@ -109,7 +110,7 @@ def test_ticket_finding_that_is_cut_in_round_1_goes_on_bit_for_bit(tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(gan, 'g_loss', killed_at(6 + 4, gan.g_loss))
         find(tmp_path / 'cut', *flags)
-    assert loop.load(tmp_path / 'cut/round1/last.pt')['step'] == 2 and not os.path.exists(tmp_path / 'cut.pt')
+    assert files.load(tmp_path / 'cut/round1/last.pt')['step'] == 2 and not os.path.exists(tmp_path / 'cut.pt')
     for name in ('cut', 'whole'):
         find(tmp_path / name, *flags)
     same_tickets(tmp_path / 'cut.pt', tmp_path / 'whole.pt')
@@ -124,7 +125,7 @@ def test_a_process_that_is_killed_in_round_1_goes_on_bit_for_bit(tmp_path):
     wait_for(tmp_path / 'cut/round1/last.pt', p, 180)
     p.send_signal(signal.SIGKILL)
     p.communicate()
-    assert not os.path.exists(tmp_path / 'cut.pt') and not loop.load(tmp_path / 'cut/round1/last.pt')['done']
+    assert not os.path.exists(tmp_path / 'cut.pt') and not files.load(tmp_path / 'cut/round1/last.pt')['done']
     for name in ('cut', 'whole'):
         find(tmp_path / name, *flags)
     same_tickets(tmp_path / 'cut.pt', tmp_path / 'whole.pt')
@@ -134,21 +135,21 @@ def test_a_process_that_is_killed_in_round_1_goes_on_bit_for_bit(tmp_path):
 def test_observers_change_nothing(tmp_path, run, settled_on_two_batches):
     often = [word for what in ('log', 'sample', 'save', 'eval') for word in (f'--{what}-every', 1)]
     train(tmp_path / 'often', '--steps', 2, *often, *SCORE)
-    same = loop.load(run / 'last.pt'), loop.load(tmp_path / 'often/last.pt')
+    same = files.load(run / 'last.pt'), files.load(tmp_path / 'often/last.pt')
     assert all(equal(same[0][key], same[1][key]) for key in ('G', 'D', 'E', 'opt'))
     assert sorted(os.listdir(tmp_path / 'often/samples')) == ['000000.png', '000001.png', '000002.png']
 
 
 def test_changed_flags_are_refused_by_name_and_restart_takes_them(copied, ticket, capsys):
-    before = loop.load(copied / 'last.pt')
+    before = files.load(copied / 'last.pt')
     all_refused(capsys, lambda flags: train(copied, '--steps', 3, *flags), [
         (['--lr-g', '1e-3'], ['--lr-g was 0.0002, is 0.001', '--restart']),
         (['--frac', '30'], '--frac was 20, is 30'), (['--advaug', 'd'], "--advaug was 'none', is 'd'"),
         (['--mask', ticket], '--mask-hash was None'), (['--seed', '1'], '--seed was 0, is 1'),
         (['--data-seed', '1'], '--data-fingerprint was'), (['--steps', '1'], ['--steps 1', 'at step 2'])])
-    assert equal(before, loop.load(copied / 'last.pt'))
+    assert equal(before, files.load(copied / 'last.pt'))
     train(copied, '--steps', 1, '--restart', '--lr-g', '1e-3', '--mask', ticket)
-    assert loop.load(copied / 'last.pt')['args']['lr_g'] == 1e-3
+    assert files.load(copied / 'last.pt')['args']['lr_g'] == 1e-3
 
 
 def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, capsys):
@@ -159,7 +160,7 @@ def test_the_same_images_under_another_name_resume_and_others_do_not(tmp_path, c
     call('a', 1)
     os.rename(tmp_path / 'a', tmp_path / 'c')
     call('c', 2)
-    assert loop.load(tmp_path / 'run/last.pt')['step'] == 2
+    assert files.load(tmp_path / 'run/last.pt')['step'] == 2
     refused(capsys, lambda: call('b', 3), '--data-fingerprint')
 
 
@@ -182,8 +183,8 @@ def test_restart_removes_what_a_run_wrote_and_nothing_else(tmp_path, copied, tic
     loop.clear_run(tmp_path / 'new')                           # no directory of ours
     find_ticket.clear_finding(tmp_path / 'new')
     assert all(path.read_text() == 'mine' for path in mine)
-    assert loop.load(found / 'find.pt')['args']['seed'] == 1 and not os.path.exists(found / 'find/ticket2.pt')
-    assert loop.load(copied / 'last.pt')['step'] == 1 and len(loop.read_jsonl(copied / 'log.jsonl')) == 1
+    assert files.load(found / 'find.pt')['args']['seed'] == 1 and not os.path.exists(found / 'find/ticket2.pt')
+    assert files.load(copied / 'last.pt')['step'] == 1 and len(files.read_jsonl(copied / 'log.jsonl')) == 1
 
 
 # ---- endings
@@ -202,7 +203,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_never_counts_as_finished(
         train(tmp_path, '--steps', 2, '--restart')
     assert e.value.code == code
     assert 'resume with: python train_sngan.py --steps 2\n' in capsys.readouterr().out
-    saved = loop.load(tmp_path / 'last.pt')
+    saved = files.load(tmp_path / 'last.pt')
     assert saved['step'] == 1 and not saved['done']
     train(tmp_path, '--steps', 2)
     same_checkpoints(tmp_path, run)
@@ -220,7 +221,7 @@ def test_a_process_that_is_terminated_saves_and_exits_143(tmp_path):
     line = next(line for line in text.splitlines() if 'resume with: python ' in line)
     assert p.returncode == 143
     assert 'find_ticket.py sngan' in line and str(out) in line and '--restart' not in line
-    saved = loop.load(out / 'round0/last.pt')
+    saved = files.load(out / 'round0/last.pt')
     assert not saved['done'] and 1 <= saved['step'] < 200000
     assert not os.path.exists(out / 'ticket1.pt') and not os.path.exists(tmp_path / 't.pt')
     assert not [*tmp_path.rglob('*.tmp')]
@@ -229,7 +230,7 @@ def test_a_process_that_is_terminated_saves_and_exits_143(tmp_path):
 def test_time_over_exits_75_and_the_same_command_goes_on(tmp_path, run):
     with pytest.raises(SystemExit) as e:
         train(tmp_path, '--steps', 2, '--max-hours', '1e-9')
-    assert e.value.code == 75 and not loop.load(tmp_path / 'last.pt')['done']
+    assert e.value.code == 75 and not files.load(tmp_path / 'last.pt')['done']
     train(tmp_path, '--steps', 2)
     same_checkpoints(tmp_path, run)
 
@@ -247,11 +248,11 @@ def test_a_loss_that_is_not_finite_exits_3_with_step_and_tensor_and_keeps_the_la
         train(tmp_path / 'a', '--steps', 50, '--save-every', 2, '--log-every', 50)
     assert e.value.code == 3
     assert 'error: step 3: the gradient of block2.c1.bias in D is not finite' in capsys.readouterr().out
-    saved = loop.load(tmp_path / 'a/last.pt')
+    saved = files.load(tmp_path / 'a/last.pt')
     assert saved['step'] == 2 and not saved['done'] and len(calls) == 8    # found at the save of step 4
     for name in 'ab':
         train(tmp_path / name, '--steps', 4)
-    assert equal(*(loop.load(tmp_path / name / 'last.pt')['G'] for name in 'ab'))
+    assert equal(*(files.load(tmp_path / name / 'last.pt')['G'] for name in 'ab'))
 
 
 # ---- scores and pages
@@ -268,7 +269,7 @@ def test_a_finished_run_can_be_scored_later_and_a_failed_evaluation_costs_no_ste
     for name in ('later', 'failed'):
         for _ in range(2):
             train(tmp_path / name, '--steps', 1, *SCORE)
-        assert [score['step'] for score in loop.read_jsonl(tmp_path / name / 'metrics.jsonl')] == [1]
+        assert [score['step'] for score in files.read_jsonl(tmp_path / name / 'metrics.jsonl')] == [1]
 
 
 @pytest.mark.slow
@@ -277,7 +278,7 @@ def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(
     flags = ['--steps', 1, *SCORE, '--eval-repeats', 2, '--eval-batch', 5, '--cache', tmp_path / 'cache']
     every = [*flags, '--metrics', 'fid,kid,prdc,copy']
     train(tmp_path / 'faces', *every)
-    record, = loop.read_jsonl(tmp_path / 'faces/metrics.jsonl')
+    record, = files.read_jsonl(tmp_path / 'faces/metrics.jsonl')
     for key in ('all', 'choose', 'report', 'kid', 'precision', 'recall', 'density', 'coverage', 'copy'):
         assert np.isfinite(record[key]) and record[f'{key}_std'] >= 0
     protocol = record['protocol']
@@ -286,7 +287,7 @@ def test_every_score_is_recorded_with_its_protocol_and_stands_in_the_report(
     assert {'kid', 'prdc', 'copy'} < protocol.keys() and len(os.listdir(tmp_path / 'cache')) == 2
 
     train(tmp_path / 'held', *every, '--ref', 'test', '--seed', 1)
-    record, = loop.read_jsonl(tmp_path / 'held/metrics.jsonl')
+    record, = files.read_jsonl(tmp_path / 'held/metrics.jsonl')
     assert record['protocol']['n_ref'] == {'choose': 8, 'report': 9, 'all': 17, 'train': 20}
     assert 'copy_train' in record                              # copies are sought among the training images
 
@@ -311,7 +312,7 @@ def test_the_report_says_what_was_measured(tmp_path, ticket, settled_on_two_batc
     assert '12 generated' in page and 'emoji-faces-train' in page
     for name in ('grids.png', 'accuracy.png', 'score.png'):
         assert Image.open(tmp_path / 'report' / name).size[0] > 100
-    last = loop.read_jsonl(tmp_path / 'dense/metrics.jsonl')[-1]
+    last = files.read_jsonl(tmp_path / 'dense/metrics.jsonl')[-1]
     assert f"{last['all']:.1f} ± {last['all_std']:.1f}" in page
     with pytest.raises(SystemExit):
         report.main(report.get_args([str(tmp_path / 'report')]))
@@ -338,8 +339,8 @@ def test_a_folder_is_checked_and_trained_on_and_shown(tmp_path, capsys):
 
 def test_a_ticket_is_complete_and_rewound_bit_for_bit(tmp_path, ticket):
     found = ticket.removesuffix('.pt')
-    t, dense, first = loop.load(ticket), loop.load(f'{found}/ticket0.pt'), loop.load(f'{found}/ticket1.pt')
-    trained = loop.load(f'{found}/round1/last.pt')
+    t, dense, first = files.load(ticket), files.load(f'{found}/ticket0.pt'), files.load(f'{found}/ticket1.pt')
+    trained = files.load(f'{found}/round1/last.pt')
     for name, net in zip('GD', train_sngan.build(parsed('sngan'))):
         assert equal(t['init'][name], dict(net.state_dict())) and equal(t['init'][name], dense['init'][name])
         assert abs(t['sparsity'][name] - .36) < 2 / sum(m.numel() for m in t['mask'][name].values())
@@ -358,25 +359,25 @@ def test_a_ticket_is_complete_and_rewound_bit_for_bit(tmp_path, ticket):
     [*METHOD, '--precision', 'bf16'], ['--batch-gpu', 4, '--lr-g', '1e-2', '--lr-d', '1e-2']])
 def test_pruned_weights_stay_exactly_zero_in_G_D_and_the_average(tmp_path, ticket, flags):
     train(tmp_path, '--mask', ticket, '--steps', 4, *flags)
-    saved, masks = loop.load(tmp_path / 'last.pt'), loop.load(ticket)['mask']
+    saved, masks = files.load(tmp_path / 'last.pt'), files.load(ticket)['mask']
     pruned_weights_are_zero(saved, masks)
     assert equal(saved['masks'], masks)
 
 
 def test_pruning_one_network_leaves_the_other_dense_and_late_rewinding_rewinds_late(tmp_path, run):
     find(tmp_path / 'a', '--rounds', 1, '--steps', 3, '--prune', 'g', '--rewind', 2)
-    t, early = loop.load(tmp_path / 'a.pt'), loop.load(run / 'last.pt')            # two steps
+    t, early = files.load(tmp_path / 'a.pt'), files.load(run / 'last.pt')            # two steps
     assert t['mask']['D'] == {} and abs(t['sparsity']['G'] - .2) < .001 and t['rewind'] == 2
     assert equal(t['init']['G'], early['G']) and equal(t['init']['D'], early['D'])
 
 
 @pytest.mark.slow
 def test_rewinding_goes_to_the_given_weights_when_finding_starts_from_a_checkpoint(tmp_path, run, capsys):
-    start = loop.load(run / 'last.pt')
+    start = files.load(run / 'last.pt')
     find(tmp_path / 'f', '--rounds', 2, '--steps', 1, '--init-from', run / 'last.pt')
-    assert equal(loop.load(tmp_path / 'f.pt')['init']['G'], start['G'])
+    assert equal(files.load(tmp_path / 'f.pt')['init']['G'], start['G'])
     find(tmp_path / 'late', '--rounds', 2, '--steps', 2, '--init-from', run / 'last.pt', '--rewind', 1)
-    late = loop.load(tmp_path / 'late/ticket0.pt')['init']['G']
+    late = files.load(tmp_path / 'late/ticket0.pt')['init']['G']
     with open(tmp_path / 'late/round1/args.json') as f:
         assert json.load(f)['args']['init_from'] is None and not equal(late, start['G'])
     start['G']['l1.bias'] += 1
@@ -392,7 +393,7 @@ def test_other_settings_for_the_same_tickets_are_refused_and_more_rounds_go_on(t
         (['--steps', '2', '--lr-d', '1'], '--lr-d was 0.0002, is 1.0')])
     find(tmp_path / 'a', '--rounds', 3, '--steps', 2)
     same_tickets(tmp_path / 'a/ticket2.pt', ticket)
-    assert abs(loop.load(tmp_path / 'a.pt')['sparsity']['G'] - (1 - .8 ** 3)) < .001
+    assert abs(files.load(tmp_path / 'a.pt')['sparsity']['G'] - (1 - .8 ** 3)) < .001
 
 
 def test_a_ticket_found_on_other_images_is_said_so(tmp_path, ticket, capsys):
@@ -403,7 +404,7 @@ def test_a_ticket_found_on_other_images_is_said_so(tmp_path, ticket, capsys):
 # ---- refusals
 
 def test_files_that_are_something_else_and_tickets_that_do_not_fit_are_refused(tmp_path, run, ticket, capsys):
-    torch.save({**loop.load(ticket), 'model': 'biggan'}, tmp_path / 'b.pt')
+    torch.save({**files.load(ticket), 'model': 'biggan'}, tmp_path / 'b.pt')
     all_refused(capsys, lambda flags: parsed('sngan', *flags), [
         (['--mask', run / 'last.pt'], 'is a last.pt'), (['--init-from', ticket], 'is a ticket'),
         (['--mask', tmp_path / 'b.pt'], 'train_biggan.py'),

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from models import stylegan2 as sg
@@ -254,6 +255,41 @@ def test_the_doubled_image_equals_the_slow_one_and_bilinear_interpolation_inside
     close(up[:, :, 1:-1, 1:-1], bilinear[:, :, 1:-1, 1:-1])
     for edge in ((slice(None), 0), (slice(None), -1), (0,), (-1,)):
         assert torch.allclose(up[(..., *edge)][..., 1:-1], .75 * bilinear[(..., *edge)][..., 1:-1])  # zeros outside
+
+
+@pytest.mark.parametrize('up, down, pad', [(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 2)])
+@pytest.mark.parametrize('form', ['low_pass_convolve', 'low_pass_pool'])
+@pytest.mark.parametrize('height, width', [(4, 6), (2, 4)])
+def test_every_form_of_the_low_pass_filter_equals_its_definition_with_two_derivatives(
+        form, up, down, pad, height, width, monkeypatch):
+    monkeypatch.setattr(sg, 'low_pass_convolve', getattr(sg, form))     # a CPU takes the form of a GPU
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    pads = (2, 1) if up == 2 else (pad, pad)
+    close(sg.low_pass(x, up, down, pad), resample(x, 4 * fir(3), up, pads, down), 1e-14)
+    assert gradcheck(lambda x: sg.low_pass(x, up, down, pad), x)
+    assert gradgradcheck(lambda x: sg.low_pass(x, up, down, pad).square(), x)
+
+
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('side', [8, 64])                       # two sums, and one product for many pixels
+def test_a_layer_adds_noise_and_bias_of_any_number_of_pixels_with_their_gradients(side, n):
+    torch.manual_seed(0)
+    layer = sg.Layer(4, 5, 7, side).double()
+    noise = torch.randn(n, 1, side, side).double()
+    x = torch.randn(3, side ** 2, 5).double()
+    weight = torch.randn(3, side ** 2, 5).double()
+    terms = layer.bias, layer.noise_strength
+    with torch.no_grad():
+        for term in terms:
+            term += .3 * torch.randn_like(term)
+
+    slow = x + math.sqrt(2) * (layer.noise_strength * noise.flatten(1)[..., None] + layer.bias)
+    fast = layer.add_noise(x.clone(), noise)
+    close(fast, slow)
+    grads = [torch.autograd.grad((y * weight).sum(), terms) for y in (fast, slow)]
+    for a, b in zip(*grads):
+        close(a, b)
 
 
 @pytest.mark.parametrize('k, height, width', [(3, 8, 8), (3, 4, 10), (1, 8, 8), (1, 4, 10)])
@@ -617,6 +653,16 @@ def test_the_trilinear_form_has_the_derivatives_of_torch_up_to_the_third(stride,
             close(u, v, 1e-9)
 
 
+@pytest.mark.parametrize('channels', [127, 128])                # a form of its own from 128 on
+def test_a_transposed_convolution_in_bf16_is_that_of_torch_in_fp32(channels):
+    torch.manual_seed(0)
+    g = torch.randn(2, channels, 4, 5).bfloat16()
+    w = torch.randn(channels, 3, 3, 3).bfloat16()
+    for pad in (0, 1):
+        exact = F.conv_transpose2d(g.float(), w.float(), None, 2, pad)
+        close(sg.conv_transpose(g, w, 2, pad).float(), exact, 1 / 200)
+
+
 def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
     G, D, z, _, x = small()
     calls, real = [], torch.nn.grad.conv2d_weight
@@ -628,6 +674,46 @@ def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
     assert not calls
     penalty.backward()
     assert calls and D.b16.conv0.weight.grad.abs().sum() > 0
+
+
+class Operations(TorchDispatchMode):
+    """Notes the groups of every convolution, and the layouts that meet in the derivative of an activation.
+
+    D flattens its features of 4 x 4 pixels, so that their layouts may differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.groups, self.transposed_groups, self.layouts = [], [], []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op == torch.ops.aten.convolution.default:
+            transposed, groups = args[6], args[8]
+            (self.transposed_groups if transposed else self.groups).append(groups)
+        if op == torch.ops.aten.convolution_backward.default and args[10][0]:
+            self.transposed_groups.append(args[9])              # the gradient of the input is a transposed one
+        if op == torch.ops.aten.leaky_relu_backward.default and args[1].numel() > 4 * 64 * 4 * 4:
+            self.layouts.append((args[0].stride(), args[1].stride()))
+        return op(*args, **kwargs or {})
+
+
+def test_no_step_transposes_a_convolution_of_single_channels_or_mixes_layouts():
+    torch.manual_seed(0)
+    G, D = sg.Generator(16, 256, z_dim=5, w_dim=7), sg.Discriminator(16, 256)
+    G, D = (net.to(memory_format=torch.channels_last) for net in (G, D))
+    z = torch.randn(4, 5)
+    x = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Operations() as operations:
+        with torch.autocast('cpu', torch.bfloat16):
+            score = D(G(z)).sum() + losses.r1(D(x), x)
+            ws, G2 = G.split(z, cut=1)
+            slope, = torch.autograd.grad(G2(ws).sum(), ws, create_graph=True)
+        (score + slope.square().mean()).backward()
+
+    assert max(operations.groups) == 32                        # the filter is a convolution of single channels
+    assert operations.transposed_groups and set(operations.transposed_groups) == {1}
+    assert len(operations.layouts) > 20
+    for of_gradient, of_output in operations.layouts:
+        assert of_gradient == of_output
 
 
 @pytest.mark.parametrize('res, colors, n', [(16, 3, 4), (8, 1, 1), (8, 1, 5), (16, 1, 1)])

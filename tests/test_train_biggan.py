@@ -13,9 +13,9 @@ from helpers import (METHOD, SCORE, TINY, all_refused, equal, find, parsed, prun
                      same_runs, script, train, without)
 from PIL import Image
 
+import files
 import gan
 import generate
-import loop
 import prune
 import report
 import train_biggan
@@ -76,7 +76,7 @@ def test_the_preset_of_a_folder_follows_its_resolution_or_that_of_its_ticket(tmp
     args = train_biggan.get_args(['--data', folder, '--res', '64', '--ch-g', '8', '--ch-d', '8'])
     init = {name: net.state_dict() for name, net in zip('GD', train_biggan.build(args))}
     other = {'args': vars(args), 'init': init, 'mask': {'G': {}, 'D': {}}}
-    torch.save({**loop.load(ticket), **other}, tmp_path / 't.pt')
+    torch.save({**files.load(ticket), **other}, tmp_path / 't.pt')
     args = train_biggan.get_args(['--data', folder, '--mask', str(tmp_path / 't.pt')])
     assert (args.preset, args.res, args.batch, args.ch_g) == ('tiny-imagenet', 64, 256, 8)
 
@@ -182,10 +182,10 @@ def test_a_conditional_score_is_recorded_with_its_protocol_and_stands_in_the_rep
     score = [*SCORE, '--metrics', 'fid,copy', '--steps', 2, '--eval-every', 1]
     train(tmp_path / 'dense', *score)
     train(tmp_path / 'ticket', *score, *METHOD, '--mask', ticket)
-    record = loop.read_jsonl(tmp_path / 'dense/metrics.jsonl')[-1]
+    record = files.read_jsonl(tmp_path / 'dense/metrics.jsonl')[-1]
     assert record['protocol']['classes'] == 'as often as in the training images'
     assert np.isfinite(record['all'])
-    line = loop.read_jsonl(tmp_path / 'dense/log.jsonl')[-1]
+    line = files.read_jsonl(tmp_path / 'dense/log.jsonl')[-1]
     assert 0 <= line['acc_held'] <= 1 and {'D_train', 'D_held', 'D_gen', 'L_G'} < line.keys()
     with open(report.main(report.get_args([str(tmp_path)]))) as f:
         page = f.read()
@@ -206,7 +206,7 @@ def test_a_converted_imagenet_trains_scores_and_brings_its_protocol(tmp_path, se
     assert (args.preset, args.protocol, args.classes) == ('imagenet', 'imagenet', 3)
     assert (args.ref, args.adv_step) == ('test', .001)
     train_biggan.main(args)
-    record, = loop.read_jsonl(tmp_path / 'run/metrics.jsonl')
+    record, = files.read_jsonl(tmp_path / 'run/metrics.jsonl')
     assert record['protocol']['ref'] == 'imagenet-test' and record['protocol']['n_ref']['all'] == 18
     with open(tmp_path / 'run/subset.json') as f:
         subset = json.load(f)
@@ -217,12 +217,12 @@ def test_a_converted_imagenet_trains_scores_and_brings_its_protocol(tmp_path, se
 
 def test_a_ticket_is_complete_exactly_sparse_and_rewound_bit_for_bit(
         tmp_path, ticket, settled_on_two_batches):
-    t, dense = loop.load(ticket), loop.load(ticket.replace('find.pt', 'find/ticket0.pt'))
+    t, dense = files.load(ticket), files.load(ticket.replace('find.pt', 'find/ticket0.pt'))
     for name, net in zip('GD', train_biggan.build(parsed('biggan'))):
         assert prune.alive(t['mask'][name]) == prune.alive_after(prune.alive(dense['mask'][name]), .2, 2)
         assert equal(t['init'][name], dict(net.state_dict())) and equal(t['init'][name], dense['init'][name])
     train(tmp_path, '--mask', ticket, '--steps', 2, *METHOD)
-    saved = loop.load(tmp_path / 'last.pt')
+    saved = files.load(tmp_path / 'last.pt')
     pruned_weights_are_zero(saved, t['mask'])
     assert saved['args']['classes'] == 9
     assert saved['G']['shared.weight'].any() and saved['E']['shared.weight'].any()

@@ -16,6 +16,7 @@ from helpers import (TINY, all_refused, equal, find, parsed, pruned_weights_are_
                      same_checkpoints, same_runs, train)
 from PIL import Image
 
+import files
 import find_ticket
 import flat
 import loop
@@ -224,7 +225,7 @@ def test_seven_steps_equal_a_plain_loop_of_the_four_phases(tmp_path, monkeypatch
             plain.step(step)
     finally:
         torch.set_default_dtype(torch.float32)
-    saved = loop.load(tmp_path / 'a/last.pt')
+    saved = files.load(tmp_path / 'a/last.pt')
     for name, net in (('G', plain.G), ('D', plain.D), ('E', plain.E)):
         for key, value in net.named_parameters():
             gap = (saved[name][key] - value).abs().max().item()
@@ -243,7 +244,7 @@ def test_path_length_of_every_step_is_added_to_the_loss(tmp_path, monkeypatch):
         flags = ['--pl', 2, '--pl-every', 1, '--r1-every', 1, '--steps', 2, '--advaug', advaug]
         G, _ = train(tmp_path / advaug, *flags)
         assert records(tmp_path / advaug / 'log.jsonl')[-1]['R_pl'] > 0
-        assert loop.load(tmp_path / advaug / 'last.pt')['state']['pl']['mean'] > 0
+        assert files.load(tmp_path / advaug / 'last.pt')['state']['pl']['mean'] > 0
         assert set(seen) == {'g_step', 'd_step'} and all(p.isfinite().all() for p in G.parameters())
 
 
@@ -289,7 +290,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_
         train(tmp_path / 'cut', *flags, '--steps', steps)
     same_runs(tmp_path / 'whole', tmp_path / 'cut')
     assert all_finite(tmp_path / 'whole/log.jsonl')
-    state = loop.load(tmp_path / 'whole/last.pt')['state']
+    state = files.load(tmp_path / 'whole/last.pt')['state']
     assert state['pl']['mean'] > 0 and state['lecam']['anchors'].all() and state['ada']['r']
 
 
@@ -315,7 +316,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_nothing_else_changes(tmp_pa
     monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
     train(tmp_path / 'found', *flags)
     assert '--batch-gpu 2' in capsys.readouterr().out
-    a, b = (loop.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
+    a, b = (files.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
     assert b['args']['batch_gpu'] == 2
     for key in ('G', 'D', 'E', 'opt', 'state'):
         assert equal(a[key], b[key]), key
@@ -325,16 +326,16 @@ def test_the_micro_batch_is_halved_until_it_fits_and_nothing_else_changes(tmp_pa
 
 def test_tickets_are_found_with_effective_weights_and_stay_pruned(tmp_path):
     path = find(tmp_path / 'find', '--rounds', 2, '--steps', 2)
-    ticket, dense = loop.load(path), loop.load(tmp_path / 'find/ticket0.pt')
+    ticket, dense = files.load(path), files.load(tmp_path / 'find/ticket0.pt')
     for name, masks in ticket['mask'].items():
         assert prune.alive(masks) == prune.alive_after(prune.alive(dense['mask'][name]), .2, 2)
         assert all(ticket['init'][name][key].dim() == 4 for key in masks)
     train(tmp_path / 'ticket', *LAZY, '--mask', path, '--steps', 2, '--advaug', 'gd')
-    pruned_weights_are_zero(loop.load(tmp_path / 'ticket/last.pt'), ticket['mask'])
+    pruned_weights_are_zero(files.load(tmp_path / 'ticket/last.pt'), ticket['mask'])
 
     # ranked by raw times gain: shared thresholds in effective weights
-    trained = loop.load(tmp_path / 'find/round0/last.pt')['G']
-    first = loop.load(tmp_path / 'find/ticket1.pt')['mask']['G']
+    trained = files.load(tmp_path / 'find/round0/last.pt')['G']
+    first = files.load(tmp_path / 'find/ticket1.pt')['mask']['G']
     gain = stylegan2.effective_gain(train_stylegan2.build(args())[0])
     weights = {key: trained[key].abs() * gain[key] for key in first}
     gone = torch.cat([weights[key][~keep] for key, keep in first.items()])
@@ -343,8 +344,8 @@ def test_tickets_are_found_with_effective_weights_and_stay_pruned(tmp_path):
 
 
 def test_pretrained_weights_can_be_theta_0(tmp_path, source):
-    ticket = loop.load(find(tmp_path / 'find', '--rounds', 1, '--steps', 1, '--init-from', source))
-    weights = loop.load(source)
+    ticket = files.load(find(tmp_path / 'find', '--rounds', 1, '--steps', 1, '--init-from', source))
+    weights = files.load(source)
     assert all(equal(ticket['init'][name], weights[name]) for name in 'GD')
 
 
@@ -369,8 +370,8 @@ def test_each_transfer_trains_what_it_should_and_nothing_else(tmp_path, source, 
     more = {'minegan': ['--mine-steps', 2], 'freezed': ['--freeze-layers', 1]}.get(mode, [])
     flags = [*LAZY, '--init-from', source, '--transfer', mode, *more]
     train(tmp_path / 'a', *flags, '--steps', 2)
-    before = loop.load(source)
-    moved = changed(before, loop.load(tmp_path / 'a/last.pt'))
+    before = files.load(source)
+    moved = changed(before, files.load(tmp_path / 'a/last.pt'))
     G, D = ({key for key, _ in net.named_parameters()} for net in train_stylegan2.build(args()))
     affine = {key for key in G if '.affine.' in key or re.search(r'(conv\d|torgb)\.bias', key)}
     expected = {'finetune': G, 'freezed': G, 'minegan': MINER, 'scaleshift': affine}
@@ -382,10 +383,10 @@ def test_each_transfer_trains_what_it_should_and_nothing_else(tmp_path, source, 
             train(tmp_path / 'a', *flags, '--steps', steps)
         train(tmp_path / 'b', *flags, '--steps', 4)
         same_checkpoints(tmp_path / 'a', tmp_path / 'b')
-        assert G <= changed(before, loop.load(tmp_path / 'a/last.pt'))['G']
+        assert G <= changed(before, files.load(tmp_path / 'a/last.pt'))['G']
     if mode == 'freezed':
         train(tmp_path / 'c', *flags, '--freeze-layers', 4, '--steps', 1)
-        assert set(D) - changed(before, loop.load(tmp_path / 'c/last.pt'))['D'] == FIRST | BLOCK
+        assert set(D) - changed(before, files.load(tmp_path / 'c/last.pt'))['D'] == FIRST | BLOCK
 
 
 def test_freezed_counts_layers_as_published():
@@ -434,7 +435,7 @@ def test_flags_and_transfers_that_cannot_be_are_refused_in_a_sentence(capsys, so
 def test_a_checkpoint_brings_its_shape(source, tmp_path):
     a = train_stylegan2.get_args(['--data', 'emoji-faces', '--init-from', source, '--preset', 'demo'])
     assert (a.res, a.ch_g, a.ch_max) == (16, 256, 16)
-    saved = loop.load(source)                                  # as NVIDIA's have it: the whole batch
+    saved = files.load(source)                                  # as NVIDIA's have it: the whole batch
     saved['args']['group'] = None
     torch.save(saved, tmp_path / 'whole.pt')
     a = args('--init-from', tmp_path / 'whole.pt')

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
 
+import files
 import find_ticket
 import gan
 import loop
@@ -417,11 +418,11 @@ def test_the_best_generator_is_that_of_the_lowest_choosing_half_and_keeps_its_re
         net.weight.data.fill_(run.step)
         scores = [{'FID': {'choose': choose + d, 'report': 7., 'all': 8.}, 'is': (d, 0.)} for d in (-1., 1.)]
         trainer.record_scores(run, scores, 'FID', {'n': 2}, net, {'G': {}, 'D': {}})
-        saved = loop.load(tmp_path / 'best.pt')
+        saved = files.load(tmp_path / 'best.pt')
         assert saved['E']['weight'].item() == saved['step'] == saved['score']['step']
         best.append(saved['step'])
     assert best == [1, 2, 2, 4, 4]
-    record = loop.read_jsonl(tmp_path / 'metrics.jsonl')[1]
+    record = files.read_jsonl(tmp_path / 'metrics.jsonl')[1]
     means = {'choose': 3., 'report': 7., 'all': 8., 'is': 0.}
     spreads = {'choose_std': 1., 'report_std': 0., 'all_std': 0., 'is_std': 0.}
     assert record == {'step': 2, 'score': 'FID', **means, **spreads, 'protocol': {'n': 2}}
@@ -494,7 +495,7 @@ def test_the_average_is_G_itself_up_to_its_start_and_follows_its_decay_from_then
     saved = []
     for steps in (2, 3):
         train(model, tmp_path, '--steps', steps, '--ema-start', 2, '--ema', .75)
-        saved.append(loop.load(tmp_path / 'last.pt'))
+        saved.append(files.load(tmp_path / 'last.pt'))
     assert equal(saved[0]['E'], saved[0]['G'])
     for key, before in saved[0]['G'].items():
         if before.is_floating_point() and not key.endswith(('.u', '.v')):
@@ -593,7 +594,7 @@ def test_the_micro_batch_is_found_before_the_first_grid_and_trains_as_if_it_were
     monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
     train(model, tmp_path / 'found', *flags)
     assert events[:5] == [8, 4, 2, 2, 'grid of 2 at a time']
-    a, b = (loop.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
+    a, b = (files.load(tmp_path / name / 'last.pt') for name in ('asked', 'found'))
     assert b['args']['batch_gpu'] == 2
     for key in ('G', 'D', 'E', 'opt', 'state'):
         assert equal(a[key], b[key]), key
