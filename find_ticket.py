@@ -424,7 +424,7 @@ def own_parser():
     a = p.add_argument_group('for experiments').add_argument
     a('--method', choices=['imp', *METHODS], default='imp', help='how weights are chosen, see above')
     a('--prune', choices=['g', 'd', 'gd'],
-      help="networks that are pruned: G, D or both (default: gd, as in the paper; its released code: g)")
+      help="networks that are pruned: G, D or both (default: gd, as in the paper; the released command: g)")
     a('--prunable', choices=['conv', 'all'],
       help='weights that may go: of convolutions, or of every layer (default: conv)')
     a('--rank', choices=['effective', 'raw'], default='effective',

@@ -90,7 +90,7 @@ def get_args(argv=None):
     a('--frames', type=int, help='images of the whole loop (default: 20 per seed, in a strip 8)')
     a('--nearest', nargs='?', const='', metavar='FOLDER|RUN',
       help='samples beside the nearest images of their training, or of a folder, data set or run')
-    a('--features', choices=['auto', 'inception', 'effnet'],
+    a('--features', metavar='NAME|FILE',
       help='network whose features decide what is near, as in metrics.py (default: auto)')
 
     a = p.add_argument_group('StyleGAN2').add_argument
@@ -116,6 +116,7 @@ def get_args(argv=None):
         cli.refuse(f'{args.source}: no such checkpoint; name a run directory or one of its last.pt, best.pt')
     check_flags(args)
     read_numbers(args)
+    metrics.check_features(args.features or 'auto')
     return args
 
 
@@ -522,24 +523,21 @@ def draw_nearest(args, net, classes, data):
     if min(len(seeds), len(data.images)) < 2:
         cli.refuse(f'--nearest compares two or more: here are {len(seeds)} seeds and '
                     f'{len(data.images)} images')
-    extractor = metrics.extractor(args.features or 'auto', device=args.device)
+    extractor = metrics.extractor(args.features or 'auto', device=args.device, res=data.images.shape[2])
     x = sample(net, seeds, y, **args.truncation)
 
     made = metrics.stats(lambda start, end: x[start:end], len(x), extractor, keep=('features',))
-    made = made.features                                       # [N, dim]
-    real = metrics.reference(data.images, extractor, keep=True, cache='auto')
-    real = real.features                                       # [M, dim]
-    near, index = metrics.nearest_neighbours(made, real, min(4, len(real)))    # [N, 4] each
-    radius = metrics.copy_radius(real)
+    real = metrics.reference(data.images, extractor, keep=True, cache='auto', mirrored=True)
+    near, index, radius = metrics.neighbours_of(made.features, real, extractor, min(4, real.n))  # [N, 4]
 
     names = [f'seed {seed}' for seed in seeds]
     if y:
         names = [f'{name}, {classes[c]}' for name, c in zip(names, y)]
     gen = metrics.Images('', len(x), x.__getitem__, '')
-    ref = metrics.Images('', len(real), data.images.__getitem__, '')
+    ref = metrics.Images('', real.n, data.images.__getitem__, '')
     metrics.draw_sheet(args.out, gen, ref, near, index, radius, SHEET_ROWS, names=names)
     copies = (near[:, 0] <= radius).double().mean()
-    print(f'{args.out}: {len(x)} samples of {args.source} beside their nearest of {len(real)} images of '
+    print(f'{args.out}: {len(x)} samples of {args.source} beside their nearest of {real.n} images of '
           f'{data.name}, {copies:.1%} as near as copies; {extractor.protocol["features"]}')
     return x
 

@@ -24,7 +24,8 @@ ball around y that reaches to the k-th nearest neighbour of y among the real ima
     copy      = share of the x that are nearer to some y than 95 % of the y are to their nearest neighbours
 
 FID is this distance on the pool3 features of TensorFlow's Inception of 2015-12-05 and on nothing else. On the
-features of EfficientNet-Lite0, which need no download, the distance is called FD-effnet.
+features of EfficientNet-Lite0, which need no download, the distance is called FD-effnet. On those of a module
+of your own (--features FILE) it is called FD- and the name of the file.
 
 Training calls add_flags and from_args, then references(images, ...) once, and evaluate(sample, ...) often.
 """
@@ -42,6 +43,7 @@ import http.client
 import io
 import itertools
 import json
+import logging
 import os
 import pickle
 import re
@@ -51,6 +53,7 @@ import sys
 import time
 import tokenize
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -246,10 +249,11 @@ def distances(x, y, entries=2 ** 24):
         yield slice(start, start + len(part)), squared.sqrt()
 
 
-def nearest_neighbours(x, y, k=1):
+def nearest_neighbours(x, y, k=1, mirrored=None):
     """Distances and indices [N, k] of the k rows of y [M, D] closest to each row of x [N, D], nearest first.
 
-    y None: the neighbours of each row among the other rows of x.
+    y None: the neighbours of each row among the other rows of x. mirrored [M, D], if given, are features of
+    the mirror images of y: the distance to a row of y is then the smaller one of the two.
     Raises ValueError when there are fewer than k.
     """
     alone = y is None
@@ -257,9 +261,14 @@ def nearest_neighbours(x, y, k=1):
     y = x if alone else torch.as_tensor(y).double()
     if len(y) - alone < k:
         raise ValueError(f'{len(y)} samples have no {k} neighbours')
+    ways = [distances(x, y)]
+    if mirrored is not None:
+        ways.append(distances(x, torch.as_tensor(mirrored).double()))
 
     near, index = [], []
-    for rows, d in distances(x, y):
+    for blocks in zip(*ways):
+        rows = blocks[0][0]
+        d = functools.reduce(torch.minimum, [block for _, block in blocks])             # [rows, M]
         if alone:
             d[range(len(d)), range(rows.start, rows.stop)] = torch.inf
         closest = d.topk(k, largest=False).indices          # [rows, k]
@@ -308,25 +317,44 @@ def prdc(fake, real, k=3, k_dc=5):
 
 # ---- copies
 
-def copy_radius(real):
+def copy_radius(real, mirrored=None):
     """The distance up to which a sample counts as a copy of one of the training images, real [M, D].
 
     It is the 5th percentile of the distances of the training images to their nearest neighbours. A margin for
     the round-off of features is added, because doubles among the training images make the percentile 0.
+    mirrored [M, D]: features of the mirror images, among which neighbours are sought, too (but for its own).
     """
     real = torch.as_tensor(real).double()
-    near, _ = nearest_neighbours(real, None)
+    near, _ = nearest_neighbours(real, None, mirrored=mirrored)
     margin = 1e-5 * real.norm(dim=1).mean()
     return float(near.quantile(0.05) + margin)
 
 
-def copy_rate(fake, real):
-    """The share of fake [N, D] within copy_radius of some training image, real [M, D].
+def copy_rate(fake, real, mirrored=None):
+    """The share of fake [N, D] within copy_radius of some training image, real [M, D], or of a mirror image.
 
     It is 1 for the training images themselves, and near 0.05 for new images of the same distribution.
     """
-    near, _ = nearest_neighbours(fake, real)
-    return float((near <= copy_radius(real)).double().mean())
+    near, _ = nearest_neighbours(fake, real, mirrored=mirrored)
+    return float((near <= copy_radius(real, mirrored)).double().mean())
+
+
+def compared(features, extractor):
+    """Features [N, D] as neighbours are sought among them: the roots of their shares if `hellinger`.
+
+    The distance of such roots is that of Hellinger (1909), up to a factor. Poor images have small features,
+    which lie near to those of every image: flat squares would be copies of photographs. Their shares differ.
+    """
+    if features is not None and getattr(extractor, 'hellinger', False):
+        return F.normalize(features.double().clamp(min=0).sqrt(), dim=1)    # sqrt(f / sum f)
+    return features
+
+
+def neighbours_of(features, ref, extractor, k):
+    """Distances and indices [N, k] of the images of ref (Stats) nearest to features, and the copy radius."""
+    features, real, mirrored = [compared(x, extractor) for x in (features, ref.features, ref.mirrored)]
+    near, index = nearest_neighbours(features, real, k, mirrored)
+    return near, index, copy_radius(real, mirrored)
 
 
 # ---- ranks and refusals
@@ -498,6 +526,9 @@ def resize(images, size, mode, device='cpu'):
 # An extractor is called with uint8 images [N, 3, H, W] and returns features [N, dim] and logits [N, classes],
 # or None for the logits, in float32. It has the attributes name, score (what its Frechet distance is called),
 # dim, classes, device and protocol, a dict that goes into every score; one with logits also has bias.
+#
+# Where `hellinger` is true, neighbours (prdc, copy) are sought as `compared` says. Where `mirror` is true,
+# mirror images of training images count as copies. Inception has neither: its scores stay as published.
 
 @contextlib.contextmanager
 def in_fp32(device):
@@ -651,6 +682,8 @@ class EffNet:
     score = 'FD-effnet'
     dim = 1280
     classes = 0
+    hellinger = True
+    mirror = True
 
     def __init__(self, device='cpu'):
         try:
@@ -696,6 +729,84 @@ class EffNet:
                 maps = self.net.extract_features(part)      # [chunk, 1280, 3, 3]
                 features.append(maps.mean((2, 3)))
             return torch.cat(features), None
+
+
+class OwnFeatures:
+    """uint8 images -> features [N, D] of a module of your own: TorchScript (.pt) or torch.export (.pt2).
+
+    The distance is named after the file, whose sha256 is in the protocol. The module is tried at once, on
+    three images of side res. Exits 2 on a file that holds no such module, on images that the module cannot
+    take, and on what is not finite floats [N, D].
+    """
+    classes = 0
+    mirror = True
+
+    def __init__(self, path, device='cpu', res=64):
+        check_features(path)
+        self.flag = f'--features {path}'
+        self.device = device
+        self.dim = None                                     # until the features are seen, below
+        try:
+            data, digest = read_hashed(path)
+            self.net = load_module(data, path.endswith('.pt2'), device)
+        except BROKEN as error:
+            self.reject('is no module of TorchScript (.pt) or torch.export (.pt2)', error)
+
+        file = os.path.basename(path)
+        self.name = os.path.splitext(file)[0]
+        self.score = f'FD-{self.name}'
+        self.protocol = {'features': file, 'weights': digest, 'quantise': QUANTISE, 'resize': 'by the module'}
+        pixels = torch.arange(3 * 3 * res * res) % 251
+        self.dim = self(pixels.byte().view(3, 3, res, res))[0].shape[1]
+
+    def reject(self, what, error=''):
+        """Exits 2 with a sentence; error: an exception, of which the last line is quoted."""
+        if error:
+            *_, last = str(error).strip().split('\n')       # TorchScript's trace comes before it
+            what = f'{what} ({type(error).__name__}: {last[:150]})'
+        refuse(f'{self.flag} {what}', alone=self.dim is not None)
+
+    def __call__(self, images):
+        """uint8 [N, 3, H, W], or a list of [3, H, W] -> features [N, D], float32, and None for the logits."""
+        if isinstance(images, (list, tuple)):
+            if len({image.shape for image in images}) > 1:
+                return torch.cat([self(image[None])[0] for image in images]), None
+            images = torch.stack(images)
+        n, _, height, width = images.shape
+        try:
+            with in_fp32(self.device):
+                features = self.net(images.to(self.device))
+        except torch.OutOfMemoryError:
+            raise
+        except (*BROKEN, AssertionError) as error:          # guards of torch.export assert
+            self.reject(f'cannot take {n} images of {width} x {height} px, and must take any number', error)
+
+        wanted = f'for {n} images, floats [{n}, {self.dim or "D"}] are needed'
+        if not torch.is_tensor(features):
+            self.reject(f'gives {type(features).__name__} {wanted}')
+        shape = list(features.shape)
+        if len(shape) != 2 or shape != [n, self.dim or shape[1]] or not features.is_floating_point():
+            self.reject(f'gives {features.dtype} {shape} {wanted}')
+        if not features.isfinite().all():
+            self.reject('gives features that are not finite')
+        return features.float(), None
+
+
+def load_module(data, exported, device):
+    """The module in the bytes of a file of torch.export, or of TorchScript. Raises one of BROKEN."""
+    logging.disable()                                       # torch.export logs tracebacks of its errors
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')                 # TorchScript is called deprecated
+            if not exported:
+                return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+            program = torch.export.load(io.BytesIO(data))
+    finally:
+        logging.disable(logging.NOTSET)
+    if torch.device(device).type != 'cpu':
+        from torch.export.passes import move_to_device_pass
+        program = move_to_device_pass(program, device)
+    return program.module()
 
 
 # ---- the weights of Inception
@@ -791,18 +902,36 @@ def find_weights(limit):
     return None, why
 
 
-def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=False):
-    """An Inception or an EffNet.
+# What --features may be, besides a file.
+NETWORKS = ('auto', 'inception', 'effnet')
 
-    features is 'inception', 'effnet' or 'auto': Inception if its weights are found or come within a minute,
-    else EffNet with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and another resize than 'torch'
-    ask for Inception. Exits 2 when what was asked for cannot be had.
+
+def check_features(features):
+    """Exits 2 where --features is neither a network of ours nor a file whose name can be that of a score."""
+    if features in NETWORKS:
+        return
+    name, ending = os.path.splitext(os.path.basename(features))
+    if ending not in ('.pt', '.pt2') or not os.path.isfile(features):
+        refuse(f'--features {features} is neither {", ".join(NETWORKS)} nor a file of TorchScript (.pt) or '
+               'torch.export (.pt2)')
+    if not re.fullmatch(r'[\w.-]+', name) or name == 'effnet':
+        refuse(f'--features {features}: the score would be FD-{name}, give the file another name (letters, '
+               'digits, dots, dashes)')
+
+
+def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=False, res=None):
+    """An Inception, an EffNet, or OwnFeatures.
+
+    features is 'inception', 'effnet', a file of OwnFeatures, or 'auto': Inception if its weights are found
+    or come within a minute, else EffNet with one line on stderr. weights (or $FID_INCEPTION_WEIGHTS) and
+    another resize than 'torch' ask for Inception. res is the side of the images, if known. Exits 2 when what
+    was asked for cannot be had.
     """
-    if features == 'effnet':
+    if features not in ('auto', 'inception'):
         if weights or resize != 'torch':
-            refuse(f'--features effnet: --weights, --resize {resize} and the protocols that set it are for '
-                   'Inception')
-        return EffNet(device)
+            refuse(f'--features {features}: --weights, --resize {resize} and the protocols that set it are '
+                   'for Inception')
+        return EffNet(device) if features == 'effnet' else OwnFeatures(features, device, res or 64)
 
     weights = weights or os.environ.get('FID_INCEPTION_WEIGHTS')
     if weights:
@@ -830,15 +959,16 @@ class Stats(NamedTuple):
     features: torch.Tensor                                  # [n, D], or None if not kept
     logits: torch.Tensor                                    # [n, classes], or None if not kept
     protocol: dict                                          # of the extractor, or None if unknown
+    mirrored: torch.Tensor = None                           # features of the mirror images [n, D], or None
 
 
-def make_stats(n, mu, sigma, features=None, logits=None, protocol=None):
+def make_stats(n, mu, sigma, features=None, logits=None, protocol=None, mirrored=None):
     """Stats, with a root where one comes for nothing."""
     root = None
     if features is not None and n <= len(mu):
         # The centred features are a root of their covariance: no eigenproblem of D x D is needed.
         root = ((features.double() - mu) / (n - 1) ** 0.5).T                # [D, n]
-    return Stats(n, mu, sigma, root, features, logits, protocol)
+    return Stats(n, mu, sigma, root, features, logits, protocol, mirrored)
 
 
 class Moments:
@@ -923,10 +1053,11 @@ def pooled(a, b):
     step = a.mu - b.mu                                      # [D]
     within = (a.n - 1) * a.sigma + (b.n - 1) * b.sigma
     sigma = (within + a.n * b.n / n * step.outer(step)) / (n - 1)
-    features = None
-    if a.features is not None and b.features is not None:
-        features = torch.cat((a.features, b.features))
-    return make_stats(n, mu, sigma, features, protocol=a.protocol)
+    kept = {}
+    for key in ('features', 'mirrored'):
+        rows = getattr(a, key), getattr(b, key)
+        kept[key] = None if rows[0] is None or rows[1] is None else torch.cat(rows)
+    return make_stats(n, mu, sigma, **kept, protocol=a.protocol)
 
 
 # ---- references, their files and their cache
@@ -935,27 +1066,31 @@ def pooled(a, b):
 RECORDED = ('features', 'weights', 'quantise', 'resize')
 
 
-def reference(images, extractor, batch=64, keep=False, cache='none'):
+def reference(images, extractor, batch=64, keep=False, cache='none', mirrored=False):
     """Stats of all images, un-flipped: uint8 [N, 3, H, W], or whatever gives such a batch when sliced.
 
-    keep, cache: as in `references`.
+    keep, cache, mirrored: as in `references`.
     """
-    return references(images, extractor, {}, batch, keep, cache)['all']
+    return references(images, extractor, {}, batch, keep, cache, mirrored)['all']
 
 
-def references(images, extractor, parts, batch=64, keep=False, cache='none'):
+def references(images, extractor, parts, batch=64, keep=False, cache='none', mirrored=False):
     """{name: Stats of images[rows]} for {name: rows} in parts, and {'all': Stats of all images}.
 
     Each image passes the extractor once at most. So parts, if there are any, must cut the images into pieces
-    without overlap. keep: hold the features, which all metrics but 'fid' need. cache is a folder of earlier
-    results, 'auto' (a folder beside the weights) or 'none'.
+    without overlap. keep: hold the features, which all metrics but 'fid' need. mirrored: hold those of the
+    mirror images, too, where the extractor says `mirror`, so that 'copy' counts them. cache is a folder of
+    earlier results, 'auto' (a folder beside the weights) or 'none'.
     """
+    outputs = ['features'] if keep else []
+    if mirrored and getattr(extractor, 'mirror', False):
+        outputs = ['features', 'mirrored']
     pieces = {'all': images}
     if parts:
         part = getattr(images, 'part', images.__getitem__)  # Rows of a converted data set are not copied
         pieces = {name: part(rows) for name, rows in parts.items()}
 
-    refs = {name: remembered(piece, extractor, batch, keep, cache) for name, piece in pieces.items()}
+    refs = {name: remembered(piece, extractor, batch, outputs, cache) for name, piece in pieces.items()}
     refs['all'] = functools.reduce(pooled, refs.values())
     for name, ref in refs.items():
         if ref.root is None:
@@ -983,12 +1118,21 @@ def cache_path(cache, images, extractor):
     return os.path.join(folder, f'{extractor.name}-{digest[:32]}.npz')
 
 
-def remembered(images, extractor, batch, keep, cache):
-    """Stats of images, out of the cache or measured and put there. keep, cache: as in `references`."""
-    outputs = ['features'] if keep else []
+def remembered(images, extractor, batch, outputs, cache):
+    """Stats of images with the outputs (features, mirrored), out of the cache or measured and put there."""
+    def flipped(start, end):
+        part = images[start:end]
+        if isinstance(part, (list, tuple)):
+            return [image.flip(-1) for image in part]
+        return part.flip(-1)
 
     def measure():
-        return stats(lambda start, end: images[start:end], len(images), extractor, batch, outputs)
+        keep = ['features'] if outputs else []
+        found = stats(lambda start, end: images[start:end], len(images), extractor, batch, keep)
+        if 'mirrored' in outputs:
+            mirror = stats(flipped, len(images), extractor, batch, keep)
+            found = found._replace(mirrored=mirror.features)
+        return found
 
     if cache == 'none':
         return measure()
@@ -1005,7 +1149,7 @@ def remembered(images, extractor, batch, keep, cache):
     except BROKEN as error:
         found = None
         tell(f'--cache {cache}: {path} is damaged ({error}), the reference is measured anew')
-    serves = found is not None and (found.features is not None or not keep)
+    serves = found is not None and all(getattr(found, key) is not None for key in outputs)
     if on_all_ranks(serves):
         return found
 
@@ -1022,14 +1166,15 @@ def remembered(images, extractor, batch, keep, cache):
 def save_stats(path, s, source=''):
     """Writes Stats as .npz: mu and sigma as pytorch-fid and clean-fid read them, and how they came about.
 
-    Beside them are n, ddof (1), source, features, weights (hash), quantise, resize, feats [N, D] if kept, and
-    a hash of all numbers. Raises OSError.
+    Beside them are n, ddof (1), source, features, weights (hash), quantise, resize, feats and mirrored [N, D]
+    if kept, and a hash of all numbers. Raises OSError.
     """
     arrays = {'mu': s.mu.cpu().numpy(), 'sigma': s.sigma.cpu().numpy()}
     arrays.update(n=s.n or 0, ddof=1, source=source)
     arrays.update(s.protocol or {})
-    if s.features is not None:
-        arrays['feats'] = s.features.cpu().numpy()
+    for key, rows in (('feats', s.features), ('mirrored', s.mirrored)):
+        if rows is not None:
+            arrays[key] = rows.cpu().numpy()
     arrays['sha256'] = hash_of(arrays)
     with beside(path) as file:
         np.savez(file, **arrays)
@@ -1038,7 +1183,7 @@ def save_stats(path, s, source=''):
 def hash_of(arrays):
     """The sha256 of the numbers that a file of statistics holds."""
     digest = hashlib.sha256(str(int(arrays['n'])).encode())
-    for key in ('mu', 'sigma', 'feats'):
+    for key in ('mu', 'sigma', 'feats', 'mirrored'):
         if key in arrays:
             digest.update(np.ascontiguousarray(arrays[key]))
     return digest.hexdigest()
@@ -1057,28 +1202,31 @@ def load_stats(path, device='cpu'):
     sigma = torch.from_numpy(arrays['sigma']).to(device, torch.float64)
 
     n = int(arrays.get('n', 0)) or None
-    features = None
-    if 'feats' in arrays:
-        features = torch.from_numpy(arrays['feats']).to(device)
-        n = n or len(features)
+    kept = {}
+    for key, name in (('feats', 'features'), ('mirrored', 'mirrored')):
+        if key in arrays:
+            kept[name] = torch.from_numpy(arrays[key]).to(device)
+            n = n or len(kept[name])
 
     protocol = {}
     for key in RECORDED:
         if key in arrays and arrays[key].ndim == 0:         # other tools may store arrays under such names
             protocol[key] = str(arrays[key])
-    return make_stats(n, mu, sigma, features, protocol=protocol or None)
+    return make_stats(n, mu, sigma, **kept, protocol=protocol or None)
 
 
 def check_arrays(arrays):
     """Raises ValueError where arrays are no statistics: mu [D], sigma [D, D], and maybe n, feats [n, D]."""
     dim = arrays['mu'].size
     shapes = {'mu': (dim,), 'sigma': (dim, dim), 'n': ()}
-    if 'feats' in arrays:
-        n = int(arrays['n']) if 'n' in arrays else 0
-        shapes['feats'] = (n or len(arrays['feats']), dim)
+    n = int(arrays['n']) if 'n' in arrays else 0
+    for key in ('feats', 'mirrored'):
+        if key in arrays:
+            n = n or len(arrays[key])
+            shapes[key] = (n, dim)
     for key, shape in shapes.items():
         if key not in arrays:
-            continue                                        # n
+            continue                                        # n is not there
         x = arrays[key]
         if x.shape != shape or x.dtype.kind not in 'fiu' or not x.size:
             raise ValueError(f'{key} is {x.dtype} {list(x.shape)}, not numbers {list(shape)}')
@@ -1112,10 +1260,11 @@ def distance(a, b):
 
 def distance_name(*sets):
     """The name of the distance between Stats: FID only where the first known protocol is that of FID."""
-    names = {'i': 'FID', 'e': 'FD-effnet'}
+    names = {'inception-2015-12-05 pool3': 'FID', 'efficientnet-lite0 1280': 'FD-effnet'}
     for s in sets:
         if s.protocol:
-            return names.get(s.protocol['features'][:1], 'FD')
+            features = s.protocol['features']               # of a module of one's own, the name of its file
+            return names.get(features, f'FD-{os.path.splitext(features)[0]}')
     return 'FD'
 
 
@@ -1180,19 +1329,45 @@ def scores(gen, refs, metrics=('fid',), extractor=None, splits=10, subsets=100, 
         sizes = ', '.join(f'{subset_size(gen.n, ref.n, size)} ({key})' for key, ref in rich.items())
         protocol['kid'] = f'{subsets} subsets of {sizes} drawn with seed {SEED}, cubic kernel, unbiased'
 
-    if 'prdc' in metrics:
-        for key, ref in rich.items():
-            for word, value in prdc(gen.features, ref.features, k, k_dc).items():
-                result.setdefault(word, {})[key] = value
-        protocol['prdc'] = (f'k = {k} (precision, recall), {k_dc} (density, coverage), '
-                            'on these features, not VGG16')
-
-    if 'copy' in metrics:
-        result['copy'] = {key: copy_rate(gen.features, ref.features) for key, ref in rich.items()}
-        protocol['copy'] = 'within the 5th percentile of nearest-neighbour distances in the reference'
-
+    add_neighbour_scores(result, protocol, gen, rich, metrics, extractor, k, k_dc)
     result['protocol'] = protocol
+    if 'kid' in result and any(few_images(ref.n, extractor) for ref in refs.values()):
+        result = {'kid': result.pop('kid'), **result}       # first, as few_images advises
     return result
+
+
+def add_neighbour_scores(result, protocol, gen, rich, metrics, extractor, k, k_dc):
+    """Adds prdc and copy to the result and to the protocol of `scores`; rich: references with features."""
+    kind = ', Hellinger distance of features' if getattr(extractor, 'hellinger', False) else ''
+    fake = compared(gen.features, extractor)
+    for key, ref in rich.items():
+        real = compared(ref.features, extractor)
+        if 'prdc' in metrics:
+            for word, value in prdc(fake, real, k, k_dc).items():
+                result.setdefault(word, {})[key] = value
+            protocol['prdc'] = (f'k = {k} (precision, recall), {k_dc} (density, coverage), '
+                                f'on these features, not VGG16{kind}')
+        if 'copy' in metrics:
+            rate = copy_rate(fake, real, compared(ref.mirrored, extractor))
+            result.setdefault('copy', {})[key] = rate
+            mirrored = ', mirror images included' if ref.mirrored is not None else ''
+            protocol['copy'] = ('within the 5th percentile of nearest-neighbour distances in the reference'
+                                f'{mirrored}{kind}')
+
+
+def few_images(n, extractor):
+    """A sentence where n reference images are few for the distance, or None."""
+    if n and extractor and n < extractor.dim:
+        return (f'{n} reference images are few for {extractor.score} in {extractor.dim} dimensions, which '
+                'may rank noise before photographs of other things: read KID first')
+    return None
+
+
+def kid_where_few(metrics, n_gen, n_ref, extractor):
+    """The metrics of `auto`, and KID before them where few_images advises it; with Inception they stay."""
+    if not extractor.classes and few_images(n_ref, extractor) and min(n_gen, n_ref) >= 4:
+        return ['kid', *metrics]
+    return metrics
 
 
 def evaluate(sample, n, extractor, refs, metrics=('fid',), batch=64, **settings):
@@ -1237,8 +1412,9 @@ def add_flags(group, experiments=None):
     experiments = experiments or group
     group.add_argument('--metrics', default='auto', metavar='LIST',
                        help=f'auto (fid, and is with Inception), none, or a list from {",".join(METRICS)}')
-    experiments.add_argument('--features', default='auto', choices=['auto', 'inception', 'effnet'],
-                             help='network of the scores; auto: inception if its weights are found')
+    experiments.add_argument('--features', default='auto', metavar='NAME|FILE',
+                             help='network of the scores: auto (inception if its weights are found), '
+                                  'inception, effnet, or a file with a module of your own (.pt, .pt2)')
     group.add_argument('--weights', metavar='PATH',
                        help="weights of FID's Inception (default: $FID_INCEPTION_WEIGHTS, or downloaded)")
     experiments.add_argument('--protocol', choices=PROTOCOLS,
@@ -1273,7 +1449,8 @@ def metric_names(args):
         if name not in METRICS:
             known = ','.join(METRICS)
             refuse(f'--metrics {args.metrics}: there is no {name!r}, choose auto, none or from {known}')
-    if 'is' in names and args.features == 'effnet':
+    check_features(args.features)
+    if 'is' in names and args.features not in ('auto', 'inception'):
         refuse(f'--metrics {args.metrics}: is needs --features inception, or use --metrics fid')
     return names
 
@@ -1287,7 +1464,7 @@ def from_args(args, device='cpu'):
     if args.metrics == 'none':
         return None, []
     features = 'inception' if 'is' in names else args.features
-    net = extractor(features, args.weights, device, args.resize, args.is_bias)
+    net = extractor(features, args.weights, device, args.resize, args.is_bias, getattr(args, 'res', None))
     if not names:                                           # auto
         names = ['fid', 'is'] if net.classes else ['fid']
     return net, names
@@ -1307,14 +1484,16 @@ NAMED = ('cifar10-train', 'cifar10-test', 'cifar100-train', 'cifar100-test', 'fa
 class Images:
     """Images behind a flag: a slice gives uint8 [n, 3, H, W], or a list of [3, H, W] of mixed sizes.
 
-    get(rows) is what returns them. Says on stderr how far it is, every five seconds.
+    get(rows) is what returns them, sizes is the set of their (width, height), if known. Says on stderr how
+    far it is, every five seconds.
     """
 
-    def __init__(self, name, n, get, fingerprint):
+    def __init__(self, name, n, get, fingerprint, sizes=()):
         self.name = name
         self.n = n
         self.get = get
         self.fingerprint = fingerprint
+        self.sizes = set(sizes)
         self.seen = 0                                       # images so far
         self.begun = None                                   # time of the first slice
         self.said = None                                    # time of the last line on stderr
@@ -1338,9 +1517,10 @@ class Images:
         return self.get(rows)
 
 
-def rgb(image):
+def rgb(image, res=None):
     """uint8 [3, H, W] of any PIL image: upright, of 8 bits, transparency over white.
 
+    res: its central square [3, res, res], as a training takes it.
     Raises ValueError for floats that are not in 0..255.
     """
     kind = image.mode
@@ -1356,7 +1536,10 @@ def rgb(image):
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
-    return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
+    image = image.convert('RGB')
+    if res:
+        image = ImageOps.fit(image, (res, res), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def check_size(size):
@@ -1428,13 +1611,14 @@ def names_in_folder(path):
 class ImageFiles:
     """The images of a folder or a zip, decoded by threads, one batch ahead.
 
-    Called with a slice, it returns a list of uint8 [3, H, W].
+    Called with a slice, it returns a list of uint8 [3, H, W], or [3, res, res] as in `rgb`.
     """
 
-    def __init__(self, source, names, archive=None):
+    def __init__(self, source, names, archive=None, res=None):
         self.source = source                                # the flag and its path, for sentences
         self.names = names
         self.archive = archive                              # a ZipFile, or None of a folder
+        self.res = res
         self.pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))        # PIL decodes outside of the GIL
         self.ahead = {}                                     # {(start, stop): jobs of that batch}
 
@@ -1462,12 +1646,12 @@ class ImageFiles:
             return f'{name} ({why})'
 
     def header(self, name):
-        """(PIL's mode, sha256 of the file) or a sentence."""
-        return self.attempt(lambda data, image: (image.mode, hashlib.sha256(data).digest()), name)
+        """(PIL's mode, sha256 of the file, (width, height)) or a sentence."""
+        return self.attempt(lambda data, image: (image.mode, hashlib.sha256(data).digest(), image.size), name)
 
     def pixels(self, name):
         """uint8 [3, H, W] or a sentence."""
-        return self.attempt(lambda data, image: rgb(image), name)
+        return self.attempt(lambda data, image: rgb(image, self.res), name)
 
     def submit(self, start, stop):
         return [self.pool.submit(self.pixels, name) for name in self.names[start:stop]]
@@ -1485,8 +1669,8 @@ class ImageFiles:
         return images
 
 
-def open_files(flag, path):
-    """Images of the files in a folder or zip. Exits 2 on what cannot be read."""
+def open_files(flag, path, res=None):
+    """Images of the files in a folder or zip; res as in `rgb`. Exits 2 on what cannot be read."""
     archive = None
     if os.path.isdir(path):
         names = names_in_folder(path)
@@ -1504,20 +1688,68 @@ def open_files(flag, path):
         refuse(f'{flag} {path}: {len(names)} images are there ({" ".join(ENDINGS)}), 2 or more are needed')
 
     # Every header is looked at before a network is built.
-    files = ImageFiles(f'{flag} {path}', names, archive)
+    files = ImageFiles(f'{flag} {path}', names, archive, res)
     headers = list(files.pool.map(files.header, names))
     bad = [header for header in headers if isinstance(header, str)]
     if bad:
         refuse(f'{flag} {path}: {len(bad)} of {len(names)} images cannot be read: {"; ".join(bad[:5])}')
 
-    modes = Counter(mode for mode, _ in headers)
+    modes, digests, sizes = zip(*headers)
+    modes = Counter(modes)
     del modes['RGB']
     converted = ', '.join(f'{n} {mode}' for mode, n in modes.items())
     if world()[0] == 0:
         note = f', converted to RGB: {converted}' if converted else ''
         tell(printable(f'{path}: {len(names)} images{note}'))
-    content = b''.join(digest for _, digest in headers)
-    return Images(path, len(names), files, hashlib.sha256(content).hexdigest())
+    content = b''.join(digests)
+    if res:
+        content += b'%d' % res                              # another size is another reference in the cache
+        sizes = [(res, res)]
+    return Images(path, len(names), files, hashlib.sha256(content).hexdigest(), sizes)
+
+
+def whole_images(name, x):
+    """Images of x, uint8 [N, 3, H, W] or what gives that when it is sliced."""
+    return Images(name, len(x), x.__getitem__, fingerprint(x), [(x.shape[3], x.shape[2])])
+
+
+def run_folder(path):
+    """The run directory that --ref names by itself or by its args.json; None for anything else."""
+    if not path:
+        return None
+    folder = (os.path.dirname(path) or '.') if os.path.basename(path) == 'args.json' else path
+    return folder if os.path.isfile(os.path.join(folder, 'args.json')) else None
+
+
+def open_run(path, root):
+    """What a run was scored against, and its training images: two Images, maybe the same one.
+
+    root: where its data set lies now, or None for where it lay. Exits 2 where the set has changed.
+    """
+    try:
+        from data import images                             # here, since metrics.py serves without it, too
+    except ImportError:
+        refuse(f'--ref {path} is a run, whose images data/images.py reads: put that beside metrics.py')
+    found = {}
+    try:
+        for name in ('args.json', 'subset.json'):
+            with open(os.path.join(run_folder(path), name)) as file:
+                found[name] = json.load(file)
+        flags = found['args.json']['args']
+        wanted = found['subset.json']['fingerprint']
+        cuts = {key: flags[key] for key in ('frac', 'subset', 'holdout', 'ref', 'res', 'crop') if key in flags}
+        seed, plain = flags.get('data_seed', 0), bool(flags.get('classes'))
+        name, root = flags['data'], root or flags['root']
+    except BROKEN as error:
+        refuse(f'--ref {path}: its args.json and subset.json are not those of a training ({error!r})')
+
+    data = images.load(name, root, seed=seed, plain=plain, **cuts)
+    if data.fingerprint != wanted:
+        refuse(f'--ref {path}: the images of {name} are not those of the run any more, name a folder of them')
+    ref = whole_images(f'{path}, {data.ref_name}', data.ref)
+    if data.ref is data.images:
+        return ref, ref
+    return ref, whole_images(f'{path}, training images', data.images)
 
 
 def open_named(flag, name, root):
@@ -1537,17 +1769,17 @@ def open_named(flag, name, root):
     if x.ndim == 3:                                         # Fashion-MNIST, grey [N, 28, 28]
         x = F.pad(x, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3)
     x = x.permute(0, 3, 1, 2)                               # [N, 3, 32, 32]
-    return Images(name, len(x), x.__getitem__, fingerprint(x))
+    return whole_images(name, x)
 
 
-def open_source(flag, path, root, device):
-    """Images, or the Stats of an .npz, behind --gen or --ref. Exits 2 on anything else."""
+def open_source(flag, path, root, device, res=None):
+    """Images, or the Stats of an .npz, behind --gen or --ref; res as in `rgb`. Exits 2 on anything else."""
     if path in NAMED and not os.path.exists(path):
         return open_named(flag, path, root)
     if not os.path.exists(path):
         refuse(f'{flag} {path} does not exist: name a folder, a zip, an .npz or one of {", ".join(NAMED)}')
     if not path.endswith('.npz'):
-        return open_files(flag, path)
+        return open_files(flag, path, res)
 
     try:
         check_regular(path)
@@ -1559,8 +1791,7 @@ def open_source(flag, path, root, device):
         refuse(f'{flag} {path} cannot be read: {error}')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) < 2:
         refuse(f'{flag} {path} holds neither mu and sigma nor 2 or more uint8 images [N, H, W, 3]')
-    x = x.permute(0, 3, 1, 2)                               # [N, 3, H, W]
-    return Images(path, len(x), x.__getitem__, fingerprint(x))
+    return whole_images(path, x.permute(0, 3, 1, 2))        # [N, 3, H, W]
 
 
 # ---- the command line: a sheet of neighbours
@@ -1624,7 +1855,9 @@ def get_args(argv=None):
     source = f'folder, zip, .npz, or {", ".join(NAMED)}'
     a = p.add_argument_group('images').add_argument
     a('--gen', metavar='X', help=f'generated images: {source}')
-    a('--ref', metavar='Y', help=f'real images, for copy and --sheet those of the training: {source}')
+    a('--ref', metavar='Y', help='real images, for copy and --sheet those of the training: a run directory '
+                                 f'(reference, size and share as in that run), {source}')
+    a('--res', type=int, metavar='N', help='read a folder or zip of --ref as a training of N x N px does')
     a('--root', default='datasets', help='where downloaded data sets lie')
     a('--eval-samples', type=int, metavar='N', help='score the first N images of --gen (default: all)')
 
@@ -1666,6 +1899,8 @@ def check_request(args):
         refuse('--ref is missing: name the real images')
     if args.ref and not needs_ref:
         refuse('--metrics is does without --ref: drop it')
+    if args.res is not None and (not 8 <= args.res <= 4096 or not args.ref or run_folder(args.ref)):
+        refuse(f'--res {args.res} is for photographs behind --ref, 8 to 4096; a run has a size of its own')
 
     for flag, path in (('--json', args.json), ('--sheet', args.sheet), ('--save-stats', args.save_stats)):
         if path is not None and not can_be_written(path):
@@ -1705,6 +1940,9 @@ def choose_network(args, gen, ref, device):
         net, metrics = from_args(args, device)
         if args.metrics == 'auto' and (not isinstance(gen, Images) or len(gen) < args.is_splits):
             metrics = ['fid']
+        known = isinstance(ref, Images) or ref is not None and ref.features is not None
+        if args.metrics == 'auto' and isinstance(gen, Images) and known:
+            metrics = kid_where_few(metrics, len(gen), ref.n, net)
         return net, metrics
     if args.metrics not in ('auto', 'fid'):
         refuse(f'--metrics {args.metrics} cannot be had from statistics alone: name images, or use '
@@ -1753,7 +1991,7 @@ def main(argv=None):
     args = get_args(argv)
     device = start_ranks(args.device)
     gen = open_source('--gen', args.gen, args.root, device) if args.gen else None
-    ref = open_source('--ref', args.ref, args.root, device) if args.ref else None
+    ref, train = open_reference(args, device)
     if args.eval_samples is not None:
         choice = len(gen) if isinstance(gen, Images) else 'nothing'
         if choice == 'nothing' or not 2 <= args.eval_samples <= choice:
@@ -1761,18 +1999,23 @@ def main(argv=None):
         gen.n = args.eval_samples
     net, metrics = choose_network(args, gen, ref, device)
     check_inputs(args, gen, ref, metrics)
+    advise(args, gen, ref, net)
 
     # The statistics.
     outputs = outputs_needed(metrics)
-    if args.sheet:
+    seeks_copies = 'copy' in metrics or bool(args.sheet)
+    if seeks_copies:
         outputs.add('features')
+    sources = {args.ref: ref}
+    if seeks_copies and train is not ref:
+        sources[train.name] = train
     refs = {}
-    if ref is not None and (metrics != ['is'] or args.save_stats or args.sheet):
-        if isinstance(ref, Images):
-            ref_stats = reference(ref, net, args.eval_batch, 'features' in outputs, args.cache)
-        else:
-            ref_stats = ref
-        refs[args.ref] = ref_stats
+    for name, source in sources.items():
+        if isinstance(source, Stats):
+            refs[name] = source
+        elif source is not None and (metrics != ['is'] or args.save_stats or args.sheet):
+            keep = 'features' in outputs
+            refs[name] = reference(source, net, args.eval_batch, keep, args.cache, seeks_copies)
     made = gen
     if isinstance(gen, Images):
         made = stats(lambda start, end: gen[start:end], len(gen), net, args.eval_batch, outputs)
@@ -1789,12 +2032,40 @@ def main(argv=None):
 
     if world()[0] == 0:
         print(json.dumps(result))
-        write_files(args, result, gen, ref, made, refs)
+        write_files(args, result, gen, train, made, refs, net)
     return result
 
 
-def write_files(args, result, gen, ref, made, refs):
-    """Writes what --save-stats, --sheet and --json ask for; made and refs are statistics of gen and ref.
+def open_reference(args, device):
+    """What is behind --ref, and the training images among which copies are sought, mostly the same."""
+    if not args.ref:
+        return None, None
+    if run_folder(args.ref):
+        return open_run(args.ref, args.root if 'root' in args.changed else None)
+    ref = open_source('--ref', args.ref, args.root, device, args.res)
+    if args.res and (isinstance(ref, Stats) or ref.sizes != {(args.res, args.res)}):
+        refuse(f'--res {args.res}: --ref {args.ref} is no folder or zip of photographs, drop it')
+    return ref, ref
+
+
+def advise(args, gen, ref, net):
+    """Says on stderr where the reference is small, or its images have another size than those of --gen."""
+    if world()[0] or ref is None:
+        return
+    few = few_images(ref.n, net)
+    if few and gen is not None:
+        tell(few)
+    if isinstance(gen, Images) and isinstance(ref, Images) and gen.sizes != ref.sizes:
+        of_gen, of_ref = [f'{min(x.sizes)[0]} x {min(x.sizes)[1]} px' if len(x.sizes) == 1 else 'mixed sizes'
+                          for x in (gen, ref)]
+        tell(printable(f'--gen {args.gen} has images of {of_gen} and --ref {args.ref} of {of_ref}: a training '
+                       'is scored as by --ref RUN, or by its photographs with --res'))
+
+
+def write_files(args, result, gen, train, made, refs, net):
+    """Writes what --save-stats, --sheet and --json ask for; made and refs: statistics of gen and references.
+
+    The sheet shows images of train, whose statistics are the last of refs.
 
     Exits with code 1 where a disk fails.
     """
@@ -1805,9 +2076,9 @@ def write_files(args, result, gen, ref, made, refs):
             save_stats(path, refs[args.ref], args.ref)
         if args.sheet:
             path = args.sheet
-            real = refs[args.ref].features
-            near, index = nearest_neighbours(made.features, real, min(4, len(real)))
-            draw_sheet(path, gen, ref, near, index, copy_radius(real))
+            *_, real = refs.values()
+            near, index, radius = neighbours_of(made.features, real, net, min(4, real.n))
+            draw_sheet(path, gen, train, near, index, radius)
         if args.json:
             path = args.json
             with beside(path) as file:

@@ -18,8 +18,8 @@ Each network is ranked by itself, and all its convolution weights are ranked tog
     sparsity after k rounds = 1 - (1 - rho)^k
 
 g_i is 1, or the factor of w_i in the forward pass (the equalised learning rate of StyleGAN2).  The paper
-prunes G and D; its released code prunes G alone.  Linear layers, embeddings, norms and biases stay dense, as
-in the released code.
+prunes G and D; the documented command of its code prunes G alone.  Linear layers, embeddings, norms and
+biases stay dense, as in the released code.
 """
 import torch
 

@@ -31,8 +31,8 @@ import trainer
 from data import images
 from models import biggan
 
-# The values are those of the released code.  The paper (section 4) swaps the learning rates of G and of D for
-# Tiny-ImageNet and ImageNet.
+# The values are those of the released code.  The paper (section 4) prints 4e-4 for G and 1e-4 for D on
+# Tiny-ImageNet, which are swapped, and 2e-4 and 5e-4 on ImageNet, where 5e-4 stands for 5e-5, too.
 CIFAR = dict(
     res=32,
     batch=64, d_steps=5, steps=100000,

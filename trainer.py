@@ -115,7 +115,7 @@ def add_training_flags(group, experiments):
     a = group.add_argument
     a('--batch', type=int, default=64, help='real images per D update, all ranks together')
     a('--batch-gpu', type=int,
-      help='images that a rank takes at a time; gradients are added up (default: batch / ranks)')
+      help='images that a rank takes at a time; gradients are added up (default: on a GPU what fits, else all)')
     a('--lr-g', type=float, default=2e-4, help='learning rate of G')
     a('--lr-d', type=float, default=2e-4, help='learning rate of D')
     a = experiments.add_argument
@@ -686,6 +686,8 @@ def scores_on(args, data, device):
     extractor, names = metrics.from_args(args, device)
     if args.metrics == 'auto' and extractor and data.ref is data.images:
         names = [*names, 'copy']                      # a reference of training images rewards copying
+    if args.metrics == 'auto' and extractor:
+        names = metrics.kid_where_few(names, args.eval_samples, len(data.ref), extractor)
     check_with_data(args, data, extractor, names)
     return extractor, names
 
@@ -901,7 +903,10 @@ class Observer:
         half = len(rows) // 2
         halves = {'choose': rows[:half], 'report': rows[half:]}
         keep = bool({'kid', 'prdc', 'copy'} & {*self.names})           # scores of single features
-        how = {'batch': args.eval_batch, 'keep': keep, 'cache': args.cache}
+        how = {'batch': args.eval_batch, 'keep': keep, 'cache': args.cache, 'mirrored': 'copy' in self.names}
+        few = metrics.few_images(len(data.ref), self.extractor)
+        if few:
+            self.job.run.say(few)
 
         refs = metrics.references(data.ref, self.extractor, halves, **how)
         for name in halves:

@@ -6,7 +6,6 @@ Two kinds of tensors without numbers stand in for those of a GPU:
     fake    torch's FakeTensor on 'cuda', with CUDA's own rules of autocast; forward passes only
 `Watch` sees every operation: it finds copies that make the host wait for the device, and counts the bytes."""
 import argparse
-import contextlib
 import functools
 import importlib
 import weakref
@@ -26,10 +25,7 @@ import gan
 import generate
 import loop
 import metrics
-import train_biggan
-import train_stylegan2
 import trainer
-from data import images
 from models import biggan, sngan, stylegan2
 from paper import leak
 

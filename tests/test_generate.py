@@ -287,7 +287,7 @@ class Colours:
 
 
 def test_a_copy_must_be_found_beside_its_training_image(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(metrics, 'extractor', lambda features, device: Colours())
+    monkeypatch.setattr(metrics, 'extractor', lambda features, device, res: Colours())
     (tmp_path / 'photos').mkdir()
     train = generate.sample(network('sngan'), range(20, 60))
     train[7], train[3] = generate.sample(network('sngan'), [101, 102])

@@ -18,7 +18,8 @@ ARROWS = {
     'trainer': {'gan', 'flat', 'loop', 'cli', 'files', *LEAVES},
     'gan': {'advaug', 'augment', 'losses'},
     'loop': {'cli', 'files'}, 'cli': {'files'}, 'files': set(), 'flat': set(),
-    'advaug': set(), 'augment': set(), 'losses': set(), 'prune': set(), 'metrics': set(),
+    'advaug': set(), 'augment': set(), 'losses': set(), 'prune': set(),
+    'metrics': {'data/images'},                                         # in its command alone, for --ref RUN
     'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(),
     'generate': {'flat', 'loop', 'cli', 'files', *LEAVES},
     'runs': {'files', *LEAVES},

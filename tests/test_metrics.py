@@ -15,10 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fault_inputs import CENTRAL, good_picture
-from helpers import HOSTILE, drawn_state, fake_ghostscript, hostile_file, photos, refused, write_cifar
+from helpers import (HOSTILE, SCORE, drawn_state, fake_ghostscript, hostile_file, parsed, photos, refused, train,
+                     write_cifar)
 from PIL import Image
 
+import generate
 import metrics
+from data.images import load
 
 SOURCE = Path(metrics.__file__)
 
@@ -1165,3 +1168,241 @@ def test_what_is_no_folder_or_zip_of_images_must_be_named(tmp_path, capsys, monk
         except SystemExit as e:
             assert e.code == 2
         capsys.readouterr()
+
+
+# Features of a module of one's own
+
+class Means(torch.nn.Module):
+    """uint8 images -> features [N, 6]: the means and the spreads of the channels."""
+
+    def forward(self, x):
+        x = x.float() / 255
+        return torch.cat((x.mean((2, 3)), x.std((2, 3))), 1)
+
+
+@pytest.fixture(scope='module')
+def modules(tmp_path_factory):
+    """A folder with Means as mine.pt and mine.pt2, and with what --features must refuse."""
+    folder = tmp_path_factory.mktemp('modules')
+    x, any_size = torch.zeros(3, 3, 16, 24, dtype=torch.uint8), torch.export.Dim.AUTO
+    sizes = ({0: any_size, 2: any_size, 3: any_size},)
+    torch.export.save(torch.export.export(Means(), (x,), dynamic_shapes=sizes), folder / 'mine.pt2')
+    torch.export.save(torch.export.export(Means(), (x,)), folder / 'static.pt2')
+    for name, f in {'mine': Means(), 'effnet': Means(), 'two words': Means(),
+                    'maps': lambda x: x.float(), 'bytes': lambda x: x.flatten(1), 'one': lambda x: x.float().mean(),
+                    'twice': lambda x: x.float().mean((2, 3)).repeat(2, 1), 'pair': lambda x: (x.float(), x),
+                    'nan': lambda x: x.float().mean((2, 3)) / 0 * 0, 'width': lambda x: x.float().mean((1, 2))}.items():
+        torch.jit.trace(f, x, check_trace=False).save(str(folder / f'{name}.pt'))
+    torch.save({'weight': x}, folder / 'state.pt')
+    shutil.copy(folder / 'state.pt', folder / 'state.pt2')
+    (folder / 'text.pt').write_text('text')
+    return folder
+
+
+@pytest.mark.parametrize('ending', ['pt', 'pt2'])
+def test_a_module_of_ones_own_must_give_every_score_under_its_name(ending, modules, folders, tmp_path, capsys):
+    file = modules / f'mine.{ending}'
+    net = metrics.extractor(str(file))
+    one, many = pictures(1, 40), pictures(70, 24)
+    f, logits = net([*one, *many])                                  # of mixed sizes
+    assert torch.allclose(f, torch.cat((Means()(one), Means()(many)))) and logits is None
+    assert (net.score, net.dim, net.classes) == ('FD-mine', 6, 0)
+
+    flags = dict(features=file, gen='gen', ref='ref', cache=str(tmp_path / 'cache'), metrics='fid,kid,prdc,copy')
+    result, _ = call(folders, capsys, **flags)
+    made = [torch.cat([Means()(image[None]) for image in metrics.open_files('', str(folders / name))[0:12]])
+            for name in ('gen', 'ref')]
+    assert list(result['FD-mine'].values()) == [pytest.approx(nuclear(*(x.double().numpy() for x in made)), rel=1e-4)]
+    assert {'kid', 'precision', 'recall', 'density', 'coverage', 'copy'} < result.keys() and 'FD-effnet' not in result
+    assert result['density'][str(folders / 'ref')] == metrics.prdc(*made)['density']           # as they are
+    assert result['protocol']['weights'] == metrics.read_hashed(file)[1] and len(result['protocol']['weights']) == 64
+    again, _ = call(folders, capsys, **flags)                       # the reference comes out of the cache
+    assert numbers({**again, 'gen': 0}) == numbers({**result, 'gen': 0})
+
+    call(folders, capsys, **{**flags, 'metrics': 'fid', 'save_stats': f'{ending}.npz'})
+    alone, _ = call(folders, capsys, gen=f'{ending}.npz', ref=f'{ending}.npz')
+    assert 'FD-mine' in alone                                       # statistics keep the name
+
+
+def test_what_is_no_module_of_features_must_be_refused(modules, capsys):
+    for name, words in {
+            'none.pt': 'neither auto, inception, effnet nor', 'text': 'neither auto', 'Effnet': 'neither auto',
+            'text.pt': 'no module', 'state.pt': 'no module', 'state.pt2': 'no module', 'mine.pt2/x.pt': 'neither auto',
+            'maps.pt': 'gives torch.float32 [3, 3, 64, 64] for 3 images', 'bytes.pt': 'gives torch.uint8 [3, 12288]',
+            'one.pt': 'gives torch.float32 [] for 3', 'twice.pt': 'gives torch.float32 [6, 3]', 'pair.pt': 'gives tuple',
+            'nan.pt': 'not finite', 'static.pt2': 'cannot take 3 images of 64 x 64 px', 'effnet.pt': 'another name',
+            'two words.pt': 'another name'}.items():
+        refused(capsys, lambda: metrics.extractor(str(modules / name)), f'--features {modules / name}', words)
+    net = metrics.extractor(str(modules / 'width.pt'))              # has 64 features of 64 px, and 32 of 32 px
+    refused(capsys, lambda: net(pictures(5)), 'gives torch.float32 [5, 32] for 5 images, floats [5, 64] are needed')
+    for flags in (['--metrics', 'is'], ['--resize', 'tf1'], ['--weights', 'x']):
+        command = ['--gen', 'x', '--ref', 'x', '--features', str(modules / 'mine.pt'), *flags]
+        refused(capsys, lambda: metrics.from_args(metrics.get_args(command)), *flags[:1])
+
+
+def test_a_training_and_its_nearest_images_must_take_a_module_of_ones_own(modules, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features = ['--features', str(modules / 'mine.pt2')]
+    train('sngan', 'run', '--steps', 1, *SCORE, *features, '--metrics', 'auto')
+    record = json.loads(Path('run/metrics.jsonl').read_text())
+    assert record['score'] == 'FD-mine' and record['protocol']['features'] == 'mine.pt2' and {'copy', 'all'} < {*record}
+    generate.main(generate.get_args(['run', '--nearest', '--seeds', '0-3', *features]))
+    assert 'mine.pt2' in capsys.readouterr().out.splitlines()[-1]
+    refused(capsys, lambda: generate.get_args(['run', '--nearest', '--features', 'no.pt']), '--features no.pt')
+    refused(capsys, lambda: parsed('sngan', '--features', 'no.pt'), '--features no.pt')
+
+
+# Neighbours on the offline features, mirror images, few images
+
+def test_offline_scores_must_prefer_images_to_noise_and_see_mirrored_copies(effnet):
+    emoji = load('emoji', frac=60, plain=True)
+    ref, held = emoji.images, emoji.holdout[::40][:30]
+    noise = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    flat = noise[:, :, :1, :1].expand(-1, -1, 32, 32).contiguous()
+    sets = {'held': held, 'noise': noise, 'flat': flat, 'copies': ref[:20], 'mirrored': ref[:20].flip(3)}
+    refs = {'': metrics.reference(ref, effnet, keep=True, mirrored=True)}
+    found, value = {}, {}
+    for name, x in sets.items():
+        found[name] = metrics.evaluate(lambda a, b: x[a:b], len(x), effnet, refs, ['prdc', 'copy'])
+        value[name] = {key: scores[''] for key, scores in found[name].items() if key != 'protocol'}
+    for bad in ('noise', 'flat'):
+        assert value[bad]['precision'] <= 0.1 and value[bad]['density'] <= 0.1, value
+        assert value[bad]['coverage'] < 0.1 and value[bad]['recall'] == value[bad]['copy'] == 0, value
+    assert value['held']['precision'] > 0.7 and value['held']['recall'] > 0.7 and value['held']['coverage'] > 0.7, value
+    assert value['held']['copy'] <= 0.1 and value['copies']['copy'] == value['mirrored']['copy'] == 1
+    assert 'Hellinger' in found['held']['protocol']['prdc'] and 'mirror images' in found['held']['protocol']['copy']
+    plain = metrics.stats(lambda a, b: flat[a:b], 20, effnet, keep=['features']).features
+    assert metrics.prdc(plain, refs[''].features)['density'] > 1    # what features of small norm would have
+
+
+class Mirroring(Toy):
+    mirror = True
+
+
+def test_mirror_images_must_count_as_copies_where_the_extractor_says_so():
+    ref, net = numbered(200)[:150], Mirroring()
+    real = metrics.reference(ref, net, keep=True, mirrored=True)
+    assert torch.equal(real.mirrored, Toy()(ref.flip(3))[0]) and torch.equal(real.features, Toy()(ref)[0])
+    plain = metrics.reference(ref, Toy(), keep=True, mirrored=True)
+    assert plain.mirrored is None                                   # as with Inception
+
+    def copies(x, net, real):
+        return metrics.evaluate(lambda a, b: x[a:b], len(x), net, {'': real}, ['copy'])['copy']['']
+    assert copies(ref.flip(3), net, real) == copies(ref, net, real) == 1
+    assert copies(ref.flip(3), Toy(), plain) < 0.1 and copies(ref, Toy(), plain) == 1
+    assert copies(numbered(200)[150:], net, real) < 0.2
+
+    # The radius is that of other images and of their mirror images, never that of an image's own.
+    x, y = real.features.double().numpy(), real.mirrored.double().numpy()
+    d = np.minimum(*(np.linalg.norm(x[:, None] - z[None], axis=2) for z in (x, y)))
+    near = [np.delete(row, i).min() for i, row in enumerate(d)]
+    assert metrics.copy_radius(x, y) == pytest.approx(np.quantile(near, 0.05), rel=1e-3)
+    _, index, _ = metrics.neighbours_of(real.mirrored, real, net, 2)
+    assert index[:, 0].tolist() == list(range(150))
+
+
+def test_mirror_images_must_be_kept_by_files_and_by_parts(tmp_path, capsys):
+    net, x, cache = Mirroring(), numbered(60), str(tmp_path / 'cache')
+    metrics.reference(x, net, keep=True, cache=cache)               # of an earlier run without copies
+    for seen in (120, 0):                                           # measured anew, and remembered
+        net.seen.clear()
+        real = metrics.reference(x, net, keep=True, cache=cache, mirrored=True)
+        assert len(net.seen) == seen and torch.equal(real.mirrored, Toy()(x.flip(3))[0])
+    rows = np.random.RandomState(0).permutation(60)
+    joint = metrics.references(x, net, {'a': rows[:20], 'b': rows[20:]}, mirrored=True)['all']
+    assert torch.equal(joint.mirrored, real.mirrored[rows]) and torch.equal(joint.features, real.features[rows])
+    mixed = metrics.Images('', 60, lambda rows: list(x[rows]), 'mixed')                 # a list of images
+    assert torch.equal(metrics.reference(mixed, ListOf(net), keep=True, mirrored=True).mirrored, real.mirrored)
+
+    path, = (tmp_path / 'cache').iterdir()
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    for wrong in (arrays['feats'], arrays['mirrored'][:-1]):
+        np.savez(path, **{**arrays, 'mirrored': wrong})
+        assert torch.equal(metrics.reference(x, net, keep=True, cache=cache, mirrored=True).mirrored, real.mirrored)
+        assert 'is damaged' in capsys.readouterr().err
+
+
+class ListOf:
+    """An extractor of lists of images, as those of folders."""
+    name, score, dim, classes, device, mirror = 'list', 'FD-list', 12, 0, 'cpu', True
+
+    def __init__(self, net):
+        self.net, self.protocol = net, {'features': 'list'}
+
+    def __call__(self, images):
+        assert isinstance(images, list)
+        return self.net(torch.stack(images))
+
+
+def test_few_reference_images_must_be_said_and_bring_the_kernel_distance_first(built, folders, capsys):
+    result, err = call(folders, capsys, gen='gen', ref='ref')
+    assert list(result)[1:3] == ['kid', 'FD-effnet'] and err.count('12 reference images are few') == 1
+    net = Toy()                                                     # 12 features
+    few, many = (metrics.references(numbered(n), net, {}, keep=True) for n in (11, 12))
+    orders = [list(metrics.evaluate(lambda a, b: numbered(20)[a:b], 20, net, refs, ['fid', 'kid']))
+              for refs in (few, many)]
+    assert orders == [['kid', 'FD-toy', 'protocol'], ['FD-toy', 'kid', 'protocol']]
+    assert metrics.kid_where_few(['fid'], 20, 11, net) == ['fid']   # it has classes, as Inception: as published
+    net.classes = 0
+    assert metrics.kid_where_few(['fid'], 20, 11, net) == ['kid', 'fid'] and metrics.few_images(12, net) is None
+    assert metrics.kid_where_few(['fid'], 3, 11, net) == metrics.kid_where_few(['fid'], 20, 12, net) == ['fid']
+
+
+def test_inception_must_seek_neighbours_among_its_features_as_they_are(inception):
+    x, y, _ = drawn_features()
+    gen, ref = (metrics.make_stats(len(f), *map(torch.from_numpy, (*moments(f), f))) for f in (x, y))
+    found = metrics.scores(gen, {'': ref}, ['prdc', 'copy'], inception)
+    assert {key: value[''] for key, value in found.items() if key not in ('copy', 'protocol')} == metrics.prdc(x, y)
+    assert found['copy'][''] == metrics.copy_rate(x, y) < 1
+    assert found['protocol']['prdc'].endswith('VGG16') and found['protocol']['copy'].endswith('in the reference')
+
+
+# The images of a run, and the size at which it read them
+
+def test_the_score_of_a_training_must_be_that_of_its_run_as_reference(built, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs('photos')
+    for i, x in enumerate(pictures(14, size=40)):
+        image = Image.fromarray(x.permute(1, 2, 0).numpy()).resize((40 + i, 30))
+        if i % 3 == 0:
+            image.putalpha(Image.linear_gradient('L').resize(image.size))
+        image.convert('L' if i == 1 else image.mode).save(f'photos/{i}.png')
+    flags = ['--data', 'photos', '--frac', 10, '--metrics', 'fid,copy', '--steps', 1]
+    train('sngan', 'run', *SCORE, *flags, '--ref', 'all')
+    record = json.loads(Path('run/metrics.jsonl').read_text())
+    generate.main(generate.get_args(['run', '--seeds', '0-11', '--each', 'samples', '--device', 'cpu']))
+
+    def score(*flags, gen='samples'):
+        capsys.readouterr()
+        metrics.main(['--gen', gen, *flags, '--features', 'effnet', '--metrics', 'fid,copy', '--cache', 'cache'])
+        captured = capsys.readouterr()
+        return json.loads(captured.out), captured.err
+    for place in ('run', 'run/args.json', './run/'):
+        result, err = score('--ref', place, '--sheet', 'sheet.png')
+        assert result['FD-effnet'][place] == pytest.approx(record['all'], rel=1e-5) and 'mixed sizes' not in err
+        copies = {key.removeprefix(place): value for key, value in result['copy'].items()}
+        assert copies == {'': record['copy'], ', training images': record['copy_train']}
+        assert result['protocol']['n_ref'] == {place: 14, f'{place}, training images': 10}
+
+    own, err = score('--ref', 'photos')
+    assert 'samples has images of 16 x 16 px and --ref photos of mixed sizes' in err
+    assert own['FD-effnet']['photos'] != pytest.approx(record['all'], rel=1e-2)
+    result, err = score('--ref', 'photos', '--res', '16')           # not what the cache holds of their own size
+    assert result['FD-effnet']['photos'] == pytest.approx(record['all'], rel=1e-5) and 'has images of' not in err
+    at_16 = torch.stack(metrics.open_files('', 'photos', 16)[0:14])
+    trained = load('photos', res=16).images
+    assert {x.numpy().tobytes() for x in at_16} == {x.numpy().tobytes() for x in trained}
+
+    np.savez('x.npz', pictures(4).permute(0, 2, 3, 1).numpy())
+    shutil.copy('photos/2.png', 'photos/3.png')
+    refused(capsys, lambda: score('--ref', 'run', gen='x.npz'), '--ref run: the images of photos are not')
+    os.rename('photos', 'elsewhere')
+    refused(capsys, lambda: score('--ref', 'run', gen='x.npz'), 'photos')
+    Path('run/subset.json').write_text('{}')
+    refused(capsys, lambda: score('--ref', 'run', gen='x.npz'), '--ref run: its args.json and subset.json')
+    os.rename('elsewhere', 'photos')
+    for path, res in (('run', 16), ('x.npz', 16), ('photos', 7)):
+        refused(capsys, lambda: score('--ref', path, '--res', str(res), gen='x.npz'), f'--res {res}')
+    monkeypatch.setitem(sys.modules, 'data', None)                  # metrics.py alone
+    refused(capsys, lambda: score('--ref', 'run', gen='x.npz'), '--ref run is a run', 'data/images.py')
