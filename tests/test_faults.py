@@ -60,7 +60,8 @@ def ended(call):
 
 # ---- numbers that are not finite
 
-@pytest.mark.parametrize('flags', [[], [*SCORE, '--eval-every', 20], OFTEN])
+@pytest.mark.parametrize('flags', [
+    pytest.param([], marks=pytest.mark.slow), pytest.param([*SCORE, '--eval-every', 20], marks=pytest.mark.slow), OFTEN])
 def test_a_training_that_diverges_is_never_saved_scored_or_shown_as_good(tmp_path, capsys, flags):
     """Weights of 10^17 have finite gradients and infinite BN statistics."""
     def call():
@@ -77,6 +78,7 @@ def test_a_training_that_diverges_is_never_saved_scored_or_shown_as_good(tmp_pat
     assert 'this run ended at step' in said and said.index('this run ended') < said.rindex('error: step')
 
 
+@pytest.mark.slow
 def test_a_ticket_of_networks_that_diverged_is_not_made(tmp_path):
     assert ended(lambda: find(tmp_path / 'find', '--rounds', 1, *DIVERGING)) == 3
     assert [path.name for path in tmp_path.rglob('ticket*.pt')] == ['ticket0.pt']
@@ -130,6 +132,7 @@ def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path):
     assert take_over(good) == (2, True, 1)
 
 
+@pytest.mark.slow
 def test_damaged_texts_of_a_run_are_refused_by_name_and_named_by_the_report(tmp_path, capsys):
     train(tmp_path / 'run', '--steps', 2, *OFTEN)
     files.append_jsonl(tmp_path / 'run/metrics.jsonl', {'step': 1, 'score': 'FD'})
@@ -169,6 +172,7 @@ def test_a_script_ends_in_a_sentence_where_a_file_is_damaged(tmp_path, capsys, m
 
 # ---- kills
 
+@pytest.mark.slow
 def test_a_kill_between_two_files_costs_neither(tmp_path, monkeypatch):
     """Between best.pt and its line in metrics.jsonl, and between ticket0.pt and what follows."""
     flags = ['--steps', 2, *SCORE]
@@ -198,6 +202,7 @@ def test_a_kill_between_two_files_costs_neither(tmp_path, monkeypatch):
 
 # ---- two processes
 
+@pytest.mark.slow
 def test_a_directory_that_another_process_holds_is_refused_by_name_and_left_alone(tmp_path, capsys):
     train(tmp_path / 'run', '--steps', 1)
     find(tmp_path / 'find', '--steps', 1, '--rounds', 1)

@@ -1240,6 +1240,7 @@ def test_what_is_no_module_of_features_must_be_refused(modules, capsys):
         refused(capsys, lambda: metrics.from_args(metrics.get_args(command)), *flags[:1])
 
 
+@pytest.mark.slow
 def test_a_training_and_its_nearest_images_must_take_a_module_of_ones_own(modules, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     features = ['--features', str(modules / 'mine.pt2')]
@@ -1360,6 +1361,7 @@ def test_inception_must_seek_neighbours_among_its_features_as_they_are(inception
 
 # The images of a run, and the size at which it read them
 
+@pytest.mark.slow
 def test_the_score_of_a_training_must_be_that_of_its_run_as_reference(built, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.makedirs('photos')
