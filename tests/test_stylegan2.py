@@ -677,18 +677,20 @@ def test_the_gradient_of_a_penalty_spends_nothing_on_weights(monkeypatch):
 
 
 class Operations(TorchDispatchMode):
-    """Notes the groups of every convolution, and the layouts that meet in the derivative of an activation.
+    """Notes the groups and weights of convolutions, and the layouts that meet in the derivative of an activation.
 
     D flattens its features of 4 x 4 pixels, so that their layouts may differ."""
 
     def __init__(self):
         super().__init__()
-        self.groups, self.transposed_groups, self.layouts = [], [], []
+        self.groups, self.transposed_groups, self.weights, self.layouts = [], [], [], []
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op == torch.ops.aten.convolution.default:
             transposed, groups = args[6], args[8]
             (self.transposed_groups if transposed else self.groups).append(groups)
+            if groups == 1:
+                self.weights.append(args[1])
         if op == torch.ops.aten.convolution_backward.default and args[10][0]:
             self.transposed_groups.append(args[9])              # the gradient of the input is a transposed one
         if op == torch.ops.aten.leaky_relu_backward.default and args[1].numel() > 4 * 64 * 4 * 4:
@@ -711,6 +713,8 @@ def test_no_step_transposes_a_convolution_of_single_channels_or_mixes_layouts():
 
     assert max(operations.groups) == 32                        # the filter is a convolution of single channels
     assert operations.transposed_groups and set(operations.transposed_groups) == {1}
+    for weight in operations.weights:
+        assert weight.is_contiguous(memory_format=torch.channels_last)
     assert len(operations.layouts) > 20
     for of_gradient, of_output in operations.layouts:
         assert of_gradient == of_output
