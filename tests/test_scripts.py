@@ -83,6 +83,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     pruned_weights_are_zero(saved, saved['masks'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
     ['--seed', 1, '--ada-target', -.9, '--lecam', '--lecam-start', 3],
     ['--ada-heuristic', 'rv', '--advaug', 'gd']])
@@ -105,6 +106,7 @@ def test_what_adapts_to_D_survives_a_stop_bit_for_bit(tmp_path, flags):
         assert state['lecam']['anchors'].all()
 
 
+@pytest.mark.slow
 def test_ticket_finding_that_is_cut_in_round_1_goes_on_bit_for_bit(tmp_path, monkeypatch):
     flags = ['--rounds', 2, '--steps', 6, '--save-every', 2, '--advaug', 'gd']
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -318,6 +320,7 @@ def test_the_report_says_what_was_measured(tmp_path, ticket, settled_on_two_batc
         report.main(report.get_args([str(tmp_path / 'report')]))
 
 
+@pytest.mark.slow
 def test_a_folder_is_checked_and_trained_on_and_shown(tmp_path, capsys):
     pictures(tmp_path / 'photos', 5, size=(50, 30))
     flags = ['--data', tmp_path / 'photos', '--frac', 1., '--steps', 2, '--mirror']
@@ -364,6 +367,7 @@ def test_pruned_weights_stay_exactly_zero_in_G_D_and_the_average(tmp_path, ticke
     assert equal(saved['masks'], masks)
 
 
+@pytest.mark.slow
 def test_pruning_one_network_leaves_the_other_dense_and_late_rewinding_rewinds_late(tmp_path, run):
     find(tmp_path / 'a', '--rounds', 1, '--steps', 3, '--prune', 'g', '--rewind', 2)
     t, early = files.load(tmp_path / 'a.pt'), files.load(run / 'last.pt')            # two steps
@@ -386,6 +390,7 @@ def test_rewinding_goes_to_the_given_weights_when_finding_starts_from_a_checkpoi
     refused(capsys, lambda: find(tmp_path / 'f', *again), '--init-hash')
 
 
+@pytest.mark.slow
 def test_other_settings_for_the_same_tickets_are_refused_and_more_rounds_go_on(tmp_path, capsys, ticket):
     shutil.copytree(ticket.removesuffix('.pt'), tmp_path / 'a')
     all_refused(capsys, lambda flags: find(tmp_path / 'a', '--rounds', 2, *flags), [

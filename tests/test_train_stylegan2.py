@@ -282,6 +282,7 @@ def all_finite(path):
     return all(math.isfinite(value) for record in records(path) for value in record.values())
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     """ADA's controller, LeCam's anchors and the mean of the path length."""
     flags = [*EVERYTHING, '--log-every', 3]
@@ -302,6 +303,7 @@ def test_odd_batches_bf16_classes_and_cuts_train_to_finite_numbers(tmp_path, fla
     assert all(p.isfinite().all() for p in G.parameters()) and all_finite(tmp_path / 'a/log.jsonl')
 
 
+@pytest.mark.slow
 def test_the_micro_batch_is_halved_until_it_fits_and_nothing_else_changes(tmp_path, monkeypatch, capsys):
     """What the trial moves is put back: ADA's sums and p, LeCam's anchors, the path length, BN and noise."""
     flags = [*EVERYTHING, '--steps', 3, '--mixing', 0]
@@ -324,6 +326,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_nothing_else_changes(tmp_pa
 
 # ---- tickets
 
+@pytest.mark.slow
 def test_tickets_are_found_with_effective_weights_and_stay_pruned(tmp_path):
     path = find(tmp_path / 'find', '--rounds', 2, '--steps', 2)
     ticket, dense = files.load(path), files.load(tmp_path / 'find/ticket0.pt')
@@ -365,6 +368,7 @@ FIRST = {'b16.fromrgb.weight', 'b16.fromrgb.bias'}
 BLOCK = {'b16.skip.weight', 'b16.conv0.weight', 'b16.conv0.bias', 'b16.conv1.weight', 'b16.conv1.bias'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', transfer.MODES)
 def test_each_transfer_trains_what_it_should_and_nothing_else(tmp_path, source, mode):
     more = {'minegan': ['--mine-steps', 2], 'freezed': ['--freeze-layers', 1]}.get(mode, [])
