@@ -41,14 +41,17 @@ class Taken(RuntimeError):
 
 # ---- writing
 
-def write(path, make):
+def write(path, make, older=None):
     """Write a file beside its place and rename it: make(tmp) either completes, or the old file stays.
 
-    Raises OSError with the path where the disk fails."""
+    older: a second name, under which the old file is kept.  Raises OSError with the path where the disk
+    fails."""
     tmp = f'{path}.tmp'
     try:
         make(tmp)
         sync(tmp)
+        if older:
+            keep(path, older)
         os.replace(tmp, path)
         sync(os.path.dirname(path) or '.')
     except OSError as e:
@@ -69,7 +72,7 @@ def sync(path):
         os.close(descriptor)
 
 
-def save(path, value):
+def save(path, value, older=None):
     """torch.save by `write`.  Raises NotFinite, and leaves the old file, where a tensor is not finite."""
     name = first_not_finite(value)
     if name:
@@ -83,7 +86,7 @@ def save(path, value):
                 if isinstance(e.__context__, OSError):
                     raise e.__context__
                 raise
-    write(path, make)
+    write(path, make, older)
 
 
 def keep(path, older):

@@ -82,7 +82,7 @@ def iterative_pruning(args):
     Ticket k holds theta_0, phi_0 and the masks after k rounds; ticket 0 is line 1 (`save_dense_ticket`)."""
     for k in missing(args):                                            # lines 3 and 8: repeat ... until
         ticket = ticket_path(args, k - 1)
-        masks = read_ticket(ticket)['mask']                              # {'G': m_g, 'D': m_d}
+        masks = read_ticket(ticket)['mask']                            # {'G': m_g, 'D': m_d}
         trained = train(args, ticket, f'round{k - 1}')                 # line 4: train
         masks = pruned(args, masks, smallest(args, trained))           # lines 5, 6: prune, update the masks
         del trained                                                    # before the next networks are made
@@ -153,7 +153,7 @@ def pruned(args, masks, rule, rounds=1):
 
 def rewind_and_save(args, k, masks):
     """Line 7: ticket k holds theta_0 and phi_0 again, under the new masks.  Says how sparse it is."""
-    initial = read_ticket(ticket_path(args, 0))['init']                  # {'G': theta_0, 'D': phi_0}
+    initial = read_ticket(ticket_path(args, 0))['init']                # {'G': theta_0, 'D': phi_0}
     save_ticket(ticket_path(args, k), args, k, initial, masks, found_on(args, k))
     for name, mask in masks.items():
         if mask:
@@ -286,7 +286,6 @@ def begin(args):
     loop.barrier()
 
     if rank == 0:
-        os.makedirs(args.out, exist_ok=True)
         os.makedirs(os.path.dirname(os.path.abspath(args.ticket)), exist_ok=True)
         files.write_json(f'{args.out}/args.json', {'command': cli.command(), 'identity': args.identity})
     if not os.path.exists(ticket_path(args, 0)):
@@ -335,8 +334,8 @@ def check_ticket_file(args):
             return
     other = loop.read(args.ticket, f'--ticket {args.ticket}', 'model', 'args', 'round', 'mask')
     cli.refuse(f"--ticket {args.ticket} is the ticket of another finding ({other['model']} on "
-                f"{other['args'].get('data')}, round {other['round']}) than of {args.out}: "
-                'name another --ticket, or move that file away')
+               f"{other['args'].get('data')}, round {other['round']}) than of {args.out}: "
+               'name another --ticket, or move that file away')
 
 
 def claim_finding(out):
@@ -459,14 +458,14 @@ def check_own_flags(args):
         cli.refuse('--method slimming prunes channels by batch norms, which D does not have: add --prune g')
     if args.method == 'random-layers' and not args.like:
         cli.refuse('--method random-layers keeps the sparsity of each tensor of a ticket: '
-                    'give --like TICKET')
+                   'give --like TICKET')
 
 
 def check_training(args):
     """Refuse flags of the training script that do not go with finding a ticket."""
     if args.flags.mask:
         cli.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; '
-                    'give --init-from for trained weights')
+                   'give --init-from for trained weights')
     if getattr(args.flags, 'transfer', None) == 'minegan':
         cli.refuse('--transfer minegan: the miner is no part of a ticket')
     if args.rewind >= args.flags.steps:
@@ -489,10 +488,10 @@ def check_rounds(args):
             round_k = f'--rounds {args.rounds} --rho {args.rho}: round {k}'
             if left == before:
                 cli.refuse(f'{round_k} would prune not one of the {before:,} weights of {name}: '
-                            'use a larger rho, or fewer rounds')
+                           'use a larger rho, or fewer rounds')
             if left < len(sizes):
                 cli.refuse(f'{round_k} would leave {left} weights in the {len(sizes)} tensors of {name}: '
-                            'use a smaller rho, or fewer rounds')
+                           'use a smaller rho, or fewer rounds')
 
 
 def check_ticket(args):
@@ -503,7 +502,7 @@ def check_ticket(args):
     is_last = name == f'ticket{args.rounds}.pt'
     if folder == os.path.realpath(args.out) and re.fullmatch(OWN_FILES, name) and not is_last:
         cli.refuse(f'--ticket {args.ticket} is a file that the finding in --out {args.out} needs: '
-                    'use another name')
+                   'use another name')
 
 
 def adopt_rounds(args):
@@ -511,7 +510,7 @@ def adopt_rounds(args):
     like = loop.read(args.like, f'--like {args.like}', 'model', 'round', 'init', 'mask')
     if like['model'] != args.model or not like['round']:
         cli.refuse(f"--like {args.like} is of {like['model']}, round {like['round']}: "
-                    f"give a pruned {args.model}'s")
+                   f"give a pruned {args.model}'s")
     G, D = trainer.without_weights(args.recipe.build, args.flags)
     for name, net in (('G', G), ('D', D)):
         sentence = prune.mismatch(net, like['init'][name], like['mask'][name])

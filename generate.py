@@ -147,7 +147,7 @@ def check_flags(args):
         cli.refuse(f'--out {args.out}: a film is a .gif or .mp4 of --interpolate, all else is a .png')
     if ending == '.mp4' and not shutil.which('ffmpeg'):
         cli.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
-                    'install it, or name the film .gif')
+                   'install it, or name the film .gif')
     if not os.path.isdir(os.path.dirname(args.out) or '.'):
         cli.refuse(f'--out {args.out}: its folder is not there, make it first')
     cli.check_output('--each', args.each, folder=True)
@@ -166,7 +166,7 @@ def read_numbers(args):
         args.mix = [parse_numbers('--mix', text) for text in args.mix]
         if len(args.mix[0]) * len(args.mix[1]) > MOST_NUMBERS:
             cli.refuse(f'--mix: {len(args.mix[0])} times {len(args.mix[1])} images are too many: '
-                        f'name at most {MOST_NUMBERS:,}')
+                       f'name at most {MOST_NUMBERS:,}')
     if args.interpolate and len(args.interpolate) < 2:
         cli.refuse('--interpolate: one seed makes no loop, name two or more')
 
@@ -512,7 +512,7 @@ def load_training_set(args, saved):
     data = a.get('data') or ''
     if data not in images.NAMES and not os.path.isdir(data) and not os.path.isfile(data):
         cli.refuse(f'--nearest: the training images {data} are not here, name their folder: '
-                    '--nearest FOLDER')
+                   '--nearest FOLDER')
     cuts = {key: a[key] for key in ('root', 'frac', 'subset', 'holdout', 'ref', 'res', 'crop') if key in a}
     return images.load(data, seed=a.get('data_seed', 0), plain=bool(a.get('classes')), **cuts)
 
@@ -522,7 +522,7 @@ def draw_nearest(args, net, classes, data):
     seeds, y = seeds_and_classes(args, classes)
     if min(len(seeds), len(data.images)) < 2:
         cli.refuse(f'--nearest compares two or more: here are {len(seeds)} seeds and '
-                    f'{len(data.images)} images')
+                   f'{len(data.images)} images')
     extractor = metrics.extractor(args.features or 'auto', device=args.device, res=data.images.shape[2])
     x = sample(net, seeds, y, **args.truncation)
 

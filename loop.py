@@ -98,7 +98,7 @@ def add_flags(group, experiments=None):
 def check_run_flags(args):
     """Refuse what can be refused before data or models are touched."""
     check_device(args)
-    if args.graph and (args.device == 'cpu' or not torch.cuda.is_available()):
+    if args.graph and not may_use_gpu(args):
         cli.refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
     cli.check_output('--out', args.out, folder=True)
 
@@ -129,7 +129,7 @@ def has_bf16(device):
 
 def most_memory(args):
     """The bytes of memory that a training can have, where that is known; 2^40 on a GPU, which none has."""
-    gpu = args.device != 'cpu' and torch.cuda.is_available()
+    gpu = may_use_gpu(args)
     if gpu or 'SC_PHYS_PAGES' not in getattr(os, 'sysconf_names', ()):
         return 2 ** 40
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -520,15 +520,14 @@ class Checkpoints:
         found = [f'{self.out}/last.pt', f'{self.out}/last-1.pt']
         return [path for path in found if os.path.exists(path)]
 
-    def first_sound(self, take_over):
-        """What take_over(checkpoint) returns of the newest checkpoint that is not damaged; None without any.
+    def restore(self, nets, sums, parts):
+        """`take_over` of the newest checkpoint that is not damaged; None where there is no checkpoint.
 
         Says what is damaged.  Exits 2 where every checkpoint is."""
         found = self.there()
         for path in found:
             try:
-                saved = files.load(path)
-                result = take_over(saved)
+                result = take_over(path, nets, sums, parts)
             except files.Damaged as e:
                 if path == found[-1]:
                     cli.refuse(f'{e}, and {self.out} has no older checkpoint: '
@@ -536,19 +535,17 @@ class Checkpoints:
                 cli.say(f'{e}: the run goes on from the checkpoint before, {found[-1]}')
                 continue
             if path.endswith('last.pt'):
-                self.step = saved['step']
+                self.step = result[0]
             return result
 
     def save(self, checkpoint):
         """Write last.pt; the one before becomes last-1.pt, unless it is damaged or of the same step.
 
         Raises files.NotFinite, and leaves both as they are, where a tensor is not finite."""
-        tensor = files.first_not_finite(checkpoint)
-        if tensor:
-            raise files.NotFinite(tensor)
+        older = None
         if self.step not in (None, checkpoint['step']):
-            files.keep(f'{self.out}/last.pt', f'{self.out}/last-1.pt')
-        files.save(f'{self.out}/last.pt', checkpoint)
+            older = f'{self.out}/last-1.pt'
+        files.save(f'{self.out}/last.pt', checkpoint, older)
         self.step = checkpoint['step']
 
         before = self.failure()
@@ -566,10 +563,11 @@ class Checkpoints:
             return files.read_json(file, step=int, what=str)
 
 
-def take_over(saved, nets, sums, parts):
+def take_over(path, nets, sums, parts):
     """Load networks, moments, sums and parts of a checkpoint; returns its step, `done` and number of ranks.
 
     Raises files.Damaged where something is missing or of another form."""
+    saved = files.load(path)
     try:
         for name, net in nets.items():
             net.net.load_state_dict(saved[name])
@@ -583,7 +581,7 @@ def take_over(saved, nets, sums, parts):
         sums.total.copy_(state['sums'])
         return saved['step'], saved['done'] is True, state['ranks']
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise files.Damaged(f'the checkpoint is damaged ({type(e).__name__}: {files.reason(e)})') from e
+        raise files.Damaged(f'{path} is damaged ({type(e).__name__}: {files.reason(e)})') from e
 
 
 def way_out(args, checkpoints):
@@ -615,7 +613,7 @@ class Run:
         self.images = images
         self.rank, self.ranks = cli.world()
         self.device = torch.device('cpu')
-        if args.device != 'cpu' and torch.cuda.is_available():
+        if may_use_gpu(args):
             self.device = torch.device('cuda')
         self.step = 0
         self.done = False                             # whether last.pt says that nothing is left to do
@@ -669,7 +667,7 @@ class Run:
 
         nets: {name: Flat}.  parts: {name: object with `load`}.  Where last.pt is damaged, last-1.pt takes its
         place.  Lines of log.jsonl and metrics.jsonl that are torn or newer than the checkpoint go."""
-        found = self.checkpoints.first_sound(lambda saved: take_over(saved, nets, sums, parts or {}))
+        found = self.checkpoints.restore(nets, sums, parts or {})
         if found:
             self.step, done, ranks = found
             check_steps(self.args, self.step, self.out)

@@ -108,7 +108,7 @@ def get_args(argv=None):
                   narrow=False, relu_shortcut=False)
     if args.classes != len(names):
         cli.refuse(f'{trainer.origin_flag(args)} has {args.classes} classes, --data {args.data} has '
-                    f'{len(names)}: start from a ticket or a run on this data set')
+                   f'{len(names)}: start from a ticket or a run on this data set')
     return args
 
 
@@ -117,7 +117,7 @@ def class_names(args, res):
     names = images.names(args.data, args.root, res)
     if len(names) < 2:
         cli.refuse(f'--data {args.data} has one class: take SNGAN, which has none (find_ticket.py sngan, '
-                    'train_sngan.py), or sub-folders as classes')
+                   'train_sngan.py), or sub-folders as classes')
     has = f'--data {args.data} has the classes {", ".join(names[:5])}'
     if '.' in names:
         cli.refuse(f"{has}: images ('.') lie beside its class folders, put them into one")

@@ -182,7 +182,7 @@ def get_args(argv=None):
         if not classes:
             cli.refuse(f'--no-cond: {origin}: add --cond, or start from another file')
         cli.refuse(f'--cond: {origin}, --data {args.data} has {classes}: start from another file, or '
-                    'use other data')
+                   'use other data')
     return args
 
 
@@ -307,7 +307,7 @@ def check_frozen_layers(args):
         cli.refuse(f'--{e}')
     if not frozen:
         cli.refuse(f'--transfer freezed freezes nothing at {args.res} px: '
-                    'use finetune, or give --freeze-layers')
+                   'use finetune, or give --freeze-layers')
 
 
 def count_classes(args):

@@ -149,7 +149,7 @@ def as_typed(p, argv, ranges=None):
         if value == '':                               # such as of a variable of the shell that is not set
             cli.refuse(f"--{name.replace('_', '-')} '' is empty: give a value, or leave it out")
     cli.check_ranges(given, RANGES, images.RANGES, augment.RANGES, advaug.RANGES, losses.RANGES,
-                      metrics.RANGES, loop.RANGES, ranges or {})
+                     metrics.RANGES, loop.RANGES, ranges or {})
     return given
 
 
@@ -172,7 +172,7 @@ def parse(p, argv, presets, preset):
             cli.refuse(sentence)
     if args.reinit and (args.init_from or not args.mask):
         cli.refuse('--reinit draws other weights for the masks of a ticket: '
-                    'give --mask TICKET and no --init-from')
+                   'give --mask TICKET and no --init-from')
     return args
 
 
@@ -186,22 +186,21 @@ def check_training_flags(args):
         share, rest = divmod(getattr(args, name), ranks)
         if rest:
             cli.refuse(f'{cli.flag(args, name)} does not divide over {ranks} ranks: '
-                        f'use a multiple of {ranks}')
+                       f'use a multiple of {ranks}')
         if args.batch_gpu and share % args.batch_gpu:
             cli.refuse(f'{cli.flag(args, "batch_gpu")} does not divide the {share} images of a rank '
-                        f'({cli.flag(args, name)}): use a divisor of it')
+                       f'({cli.flag(args, name)}): use a divisor of it')
 
     metrics.metric_names(args)                        # exits 2
     if args.graph and (args.aug == 'ada' or args.lecam):
         cli.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
-                    'leave it out')
-    on_gpu = args.device != 'cpu' and torch.cuda.is_available()
-    if args.deterministic and args.aug == 'ada' and on_gpu:
+                   'leave it out')
+    if args.deterministic and args.aug == 'ada' and loop.may_use_gpu(args):
         cli.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
-                    'leave one out, or give --device cpu')
+                   'leave one out, or give --device cpu')
     if args.graph and args.sync_bn:
         cli.refuse('--graph --sync-bn: batch statistics of all ranks are not recorded in a CUDA graph, '
-                    'leave one out')
+                   'leave one out')
 
 
 # ---- networks: their shapes, and where their weights come from
@@ -229,7 +228,7 @@ def adopt(args, given, model, build, **defaults):
         for name in ('mask', 'ch_g', 'ch_d'):
             if getattr(given, name):
                 cli.refuse(f'--small-dense {args.small_dense} finds the widths of dense networks: leave out '
-                            f'{cli.flag(given, name)}')
+                           f'{cli.flag(given, name)}')
 
     # The origin is the file whose shapes are taken over: a ticket, else a checkpoint.
     ticket = origin = None
@@ -239,7 +238,7 @@ def adopt(args, given, model, build, **defaults):
         origin = loop.read(args.init_from, f'--init-from {args.init_from}', 'G', 'D', 'args')
     if origin and origin.get('model', model) != model:
         cli.refuse(f"{origin_flag(args)} is of {origin['model']}, not of {model}: "
-                    f"use train_{origin['model']}.py, or another file")
+                   f"use train_{origin['model']}.py, or another file")
     for name, default in defaults.items():
         setattr(args, name, shape_flag(args, given, name, default, origin, ticket))
 
@@ -282,17 +281,17 @@ def check_networks(args, model, nets, ticket):
     """Exit 2 where the networks {G, D} fit neither --slim, nor the cuts, nor the ticket."""
     if args.slim and not hasattr(nets['G'], 'slimmable'):
         cli.refuse(f'{cli.flag(args, "slim")}: network slimming needs batch norms with scales of their '
-                    f"own, which G of {model} does not have (BigGAN's depend on the class): take sngan")
+                   f"own, which G of {model} does not have (BigGAN's depend on the class): take sngan")
     for name, net in nets.items():
         cut = f'adv_cut_{name.lower()}'
         if abs(getattr(args, cut)) > net.cuts:
             cli.refuse(f'{cli.flag(args, cut)} is not one of its {net.cuts} stages: '
-                        f'use -{net.cuts} to {net.cuts}')
+                       f'use -{net.cuts} to {net.cuts}')
         if args.mask:
             sentence = prune.mismatch(net, ticket['init'][name], ticket['mask'][name])
             if sentence:
                 cli.refuse(f'--mask {args.mask} does not fit {name}: {sentence}; '
-                            'leave out --ch-g, --ch-d and --res, the ticket has its own')
+                           'leave out --ch-g, --ch-d and --res, the ticket has its own')
 
 
 def check_memory(args, G, D):
@@ -408,7 +407,7 @@ def load_data(args):
             print('\n'.join(data.report))
     elif args.out and os.path.isdir(args.data) and lies_in(args.out, args.data):
         cli.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, '
-                    'name another place')
+                   'name another place')
     return data
 
 
@@ -419,9 +418,9 @@ def check_classes(args, data):
     empty = [name for name, count in named_counts if not count]
     if empty:
         cli.refuse(f'--data {args.data} --frac {args.frac} --subset {args.subset}: nothing to train on in '
-                    f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it "
-                    'unreadable, held out or not in the share; change these, '
-                    'or take SNGAN, which has no classes')
+                   f"{len(empty)} of {len(data.classes)} classes ({', '.join(empty[:5])}), be it "
+                   'unreadable, held out or not in the share; change these, '
+                   'or take SNGAN, which has no classes')
 
     words = [f'{c} {name} ({count})' for c, (name, count) in enumerate(named_counts)]
     line = 'classes: ' + ', '.join(words[:20])
@@ -696,7 +695,7 @@ def check_with_data(args, data, extractor, names):
     """Exit 2 where the scores `names` or ADA cannot be had on these data."""
     if extractor and min(len(data.ref), len(data.images)) < TOO_FEW_IMAGES:
         cli.refuse(f'--metrics: {len(data.images)} training and {len(data.ref)} reference images are '
-                    'too few for scores, give --metrics none')
+                   'too few for scores, give --metrics none')
     if extractor and 'fid' not in names:
         cli.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:

@@ -42,7 +42,7 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if not os.path.isfile(args.rows):
         cli.refuse(f'--rows {args.rows}: no such file; make it with '
-                    f'python paper/experiments.py {args.name} > {args.rows}')
+                   f'python paper/experiments.py {args.name} > {args.rows}')
     if args.out is None:
         args.out = f'runs/report/{args.name}'
     cli.check_output('--out', args.out, folder=True)

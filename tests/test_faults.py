@@ -116,7 +116,8 @@ def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path):
     good = files.load(tmp_path / 'last.pt')
 
     def take_over(saved):
-        return loop.take_over(saved, job.nets, job.sums, job.stateful)
+        torch.save(saved, tmp_path / 'x.pt')
+        return loop.take_over(tmp_path / 'x.pt', job.nets, job.sums, job.stateful)
 
     def without(part, name):
         return {key: value for key, value in part.items() if key != name}
@@ -127,7 +128,7 @@ def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path):
             {**good, 'E': {}}, {**good, 'G': without(good['G'], 'l1.weight')}, {**good, 'opt': {'G': {}, 'D': {}}},
             {**good, 'opt': {**opt, 'D': {**opt['D'], 'm': {}}}}, {**good, 'opt': {**opt, 'G': -3}}]
     for saved in bad:
-        with pytest.raises(files.Damaged):
+        with pytest.raises(files.Damaged, match='x.pt is damaged'):
             take_over(saved)
     assert take_over(good) == (2, True, 1)
 

@@ -56,10 +56,13 @@ def test_a_file_that_is_kept_outlives_its_successor(tmp_path, monkeypatch, links
     if not links:
         monkeypatch.setattr(os, 'link', lambda a, b: (_ for _ in ()).throw(PermissionError()))
     for step in range(4):
-        if step:
-            files.keep(tmp_path / 'last', tmp_path / 'last-1')
-        files.write_json(tmp_path / 'last', step)
-    assert [content(tmp_path / name) for name in ('last', 'last-1')] == [b'3', b'2']
+        older = tmp_path / 'last-1' if step else None
+        files.save(tmp_path / 'last', {'step': step}, older)
+    assert [files.load(tmp_path / name)['step'] for name in ('last', 'last-1')] == [3, 2]
+
+    with pytest.raises(files.NotFinite):
+        files.save(tmp_path / 'last', {'w': torch.tensor(float('nan'))}, tmp_path / 'last-1')
+    assert [files.load(tmp_path / name)['step'] for name in ('last', 'last-1')] == [3, 2]
 
 
 def test_what_is_not_finite_is_never_saved_and_the_old_file_stays(tmp_path):

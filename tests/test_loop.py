@@ -88,25 +88,6 @@ def test_sums_are_means_since_the_last_reading():
 
 # ---- files
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / 'x.json'
-    files.write_json(path, {'a': 1})
-
-    def broken(tmp):
-        with open(tmp, 'w') as f:
-            f.write('half')
-        raise OSError('disk full')
-    with pytest.raises(OSError):
-        files.write(path, broken)
-    assert path.read_text() == '{\n "a": 1\n}' and [*tmp_path.iterdir()] == [path]
-
-
-def test_a_torn_line_of_a_jsonl_is_no_record(tmp_path):
-    (tmp_path / 'x.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert files.read_jsonl(tmp_path / 'x.jsonl') == [{'step': 1}, {'step': 2}]
-    assert files.read_jsonl(tmp_path / 'none.jsonl') == []
-
-
 def test_digest_sees_every_number_and_name():
     x = {'a': torch.arange(4.), 'b': {'c': 1}}
     y = {'a': torch.arange(4.), 'b': {'c': 2}}
