@@ -5,6 +5,7 @@
 #   bash run_all.sh test quick           the tests without those that are marked slow
 #   bash run_all.sh test tests/test_loop.py -k resume           some of them, in pytest's words
 #   bash run_all.sh fig7 controls        tables, figures, controls, small; paper/experiments.py --help lists them; all
+#   JOBS=2 bash run_all.sh evidence      the trainings of results/PLAN.md that are missing, and the tables of RESULTS.md
 #   bash run_all.sh --dry-run table4     the commands of a table, one a line; STAGE=3: those of one stage
 #   SCALE=smoke bash run_all.sh          the demo in a few steps; SCALE=smoke bash run_all.sh all: of everything
 #   SCALE=paper GPUS=8 bash run_all.sh table3                   as published
@@ -97,6 +98,10 @@ demo)
     [ $# -le 1 ] || { echo "error: demo stands alone; tables and figures: ${*:2}" >&2; exit 2; }
     demo
     echo "Tables and figures, small or with SCALE=paper: bash run_all.sh --dry-run all"
+    exit ;;
+evidence)
+    run $PY paper/evidence.py run --jobs "$JOBS"
+    run $PY paper/evidence.py page
     exit ;;
 esac
 

@@ -1,15 +1,15 @@
-"""The evidence of RESULTS.md: the trainings of results/PLAN.md, and the tables and figures that results/ redraws.
+"""The evidence of RESULTS.md: the trainings of results/PLAN.md, and the tables and figures of results/.
 
 Use:
     python paper/evidence.py cells                              # the commands, in the order of the plan
     python paper/evidence.py run --jobs 2                       # trains what results/ does not have yet
-    python paper/evidence.py page                               # RESULTS.md and docs/evidence-*.png, from results/
+    python paper/evidence.py page                               # RESULTS.md and docs/evidence-*.png
 
-A cell is one command below runs/evidence.  When it has ended, the args.json, metrics.jsonl and log.jsonl (every
-tenth line) of its trainings are copied below results/, so that the page needs nothing else.  A cell that
+A cell is one command below runs/evidence.  When it has ended, the args.json, metrics.jsonl and log.jsonl of
+its trainings (every tenth line) are copied below results/, so that the page needs nothing else.  A cell that
 results/ has in full is not trained again; one that was cut resumes.
 
-The rows of a seed share the initial weights, the images and z.  For a row with scores r_s and a base with b_s:
+The rows of a seed share the initial weights, the images and z.  For a row with scores r_s and its base, b_s:
     d_s = 100 (r_s - b_s) / b_s      in percent, per seed
     mean(d) +- t_{.975, n - 1} sd(d) / sqrt(n)      Student's interval over trainings
 """
@@ -34,12 +34,13 @@ from runs import CAN_DRAW, line_style, new_figure              # noqa: E402
 
 PLACE = 'fashion200'                                           # below runs/evidence and results
 STEPS = 5000
-SETTING = (f'--data fashion-mnist --frac 200 --preset paper --ch-g 32 --ch-d 32 --batch 32 --g-batch 32 --d-steps 1 '
-           f'--lr-g 5e-4 --lr-d 5e-4 --steps {STEPS} --eval-every 1000 --eval-samples 2000 --eval-repeats 1 '
-           '--metrics fid,kid,prdc,copy --features effnet --device cpu')
+SETTING = ('--data fashion-mnist --frac 200 --preset paper --ch-g 32 --ch-d 32 --batch 32 --g-batch 32 '
+           f'--d-steps 1 --lr-g 5e-4 --lr-d 5e-4 --steps {STEPS} --eval-every 1000 --eval-samples 2000 '
+           '--eval-repeats 1 --metrics fid,kid,prdc,copy --features effnet --device cpu')
 ROUNDS = 5
 SEEDS = range(5)
 DENSE_SEEDS = range(5, 12)                                     # dense trainings alone, for the best of k
+STOPPED = 75, 129, 130, 143                                    # exit codes of trainings that resume
 
 # {row: (the directory of its training in a seed's folder, the base that it is compared with)}
 ROWS = {
@@ -129,8 +130,17 @@ def run_seed(seed):
             collect(training)
         print(f'ended with code {done.returncode}: {cell.name}', flush=True)
         if done.returncode:
-            files.append_jsonl(f'{ROOT}/results/failed.jsonl', {'cell': cell.name, 'code': done.returncode})
+            if done.returncode not in STOPPED:
+                reached = steps_of(cell.trainings[-1])
+                record = {'step': reached, 'cell': cell.name, 'code': done.returncode}
+                files.append_jsonl(f'{ROOT}/results/failed.jsonl', record)
             return
+
+
+def steps_of(training):
+    """The step of the last log line of a training, 0 for none."""
+    log = files.read_jsonl(f'{ROOT}/runs/evidence/{PLACE}/{training}/log.jsonl')
+    return log[-1]['step'] if log else 0
 
 
 def collect(training):
@@ -166,7 +176,7 @@ def final(row, key='all'):
 
 
 def interval(values):
-    """(mean, half the width of the 95 % interval of Student's t); the half is NaN for fewer than two values."""
+    """(mean, half the width of Student's 95 % interval); the half is NaN for fewer than two values."""
     values = np.array(values, float)
     n = len(values)
     half = float('nan')
@@ -183,7 +193,7 @@ def differences(row, base, key='all'):
 
 def verdict(mean, half):
     """What an interval says of a fall of the score."""
-    if not half == half:
+    if np.isnan(half):
         return 'too few seeds'
     if mean + half < 0:
         return 'lower'
@@ -193,9 +203,9 @@ def verdict(mean, half):
 
 
 def expected_best(k):
-    """The mean, over all choices of k dense trainings, of the score of the one that the choosing half prefers.
+    """The best of k dense trainings: one half of the reference chooses, the score is on the other half.
 
-    The score is on the other half.  Returns it with the number of trainings, or None where there are too few."""
+    Returns the mean over all choices of k, and the number of trainings; None where there are too few."""
     last = []
     for seed in [*SEEDS, *DENSE_SEEDS]:
         scores = scores_of(f's{seed}/find/round0')
@@ -211,7 +221,7 @@ def expected_best(k):
 
 def table():
     """Markdown lines: each row's score, its difference from its base, and the paper's."""
-    lines = ['| row | trainings | FD-effnet at the end | KID x 1000 | recall | copies | against | difference, % | '
+    lines = ['| row | trainings | FD-effnet at the end | KID | recall | copies | against | difference, % | '
              'verdict | in the paper, % |', '|' + '---|' * 10]
     for row, (_, base) in ROWS.items():
         found = list(final(row).values())
@@ -219,9 +229,9 @@ def table():
             continue
         mean, half = interval(found)
         others = []
-        for key, factor in (('kid', 1000), ('prdc_recall', 1), ('copy', 1)):
+        for key in ('kid', 'recall', 'copy'):
             values = list(final(row, key).values())
-            others.append(f'{factor * np.mean(values):.3g}' if values else '–')
+            others.append(f'{np.mean(values):.3g}' if values else '–')
         cells = [row, len(found), f'{mean:.0f} ± {half:.0f}', *others]
         if base and differences(row, base):
             d, width = interval(differences(row, base))
@@ -242,8 +252,9 @@ def equal_compute():
         reports = list(final(row, 'report').values())
         if best and reports:
             mean, half = interval(reports)
-            lines.append(f'- {row}: {mean:.0f} ± {half:.0f} on the reporting half; the best of {k} dense trainings, which '
-                         f'cost as much: {best[0]:.0f} (mean over all choices of {k} out of {best[1]}).')
+            lines.append(f'- {row}: {mean:.0f} ± {half:.0f} on the reporting half; the best of {k} dense '
+                         f'trainings, which cost as much: {best[0]:.0f} (mean over all choices of {k} out of '
+                         f'{best[1]}).')
     return lines
 
 
@@ -256,8 +267,8 @@ def draw(folder):
         if not runs:
             continue
         steps = [score['step'] for score in runs[0]]
-        values = np.array([[score['all'] for score in scores] for scores in runs])       # [seeds, evaluations]
-        bands = np.array([interval(column) for column in values.T])                      # [evaluations, 2]
+        values = np.array([[score['all'] for score in scores] for scores in runs])   # [seeds, evaluations]
+        bands = np.array([interval(column) for column in values.T])                  # [evaluations, 2]
         ax.plot(steps, bands[:, 0], label=row, **line_style(i))
         ax.fill_between(steps, bands[:, 0] - bands[:, 1], bands[:, 0] + bands[:, 1], alpha=.15,
                         color=line_style(i)['color'])
@@ -270,12 +281,15 @@ def draw(folder):
     for y, row in enumerate(reversed(shown)):
         d = differences(row, ROWS[row][1])
         mean, half = interval(d)
-        ax.errorbar(mean, y, xerr=half, fmt='o', color='black', capsize=3, label='' if y else 'here, 95 % over seeds')
+        ax.errorbar(mean, y, xerr=half, fmt='o', color='black', capsize=3,
+                    label='' if y else 'here, 95 % over seeds')
         ax.plot(d, [y] * len(d), '|', color='grey', markersize=9)
         if row in PAPER:
-            ax.plot(PAPER[row][0], y, 'D', color='#D55E00', label='' if y else 'the paper, another model and data')
+            ax.plot(PAPER[row][0], y, 'D', color='#D55E00',
+                    label='' if y else 'the paper, another model and data')
     ax.axvline(0, color='grey', linewidth=.8)
-    ax.set_yticks(range(len(shown)), [f'{row}\nagainst {ROWS[row][1]}' for row in reversed(shown)], fontsize=7)
+    names = [f'{row}\nagainst {ROWS[row][1]}' for row in reversed(shown)]
+    ax.set_yticks(range(len(shown)), names, fontsize=7)
     ax.set_xlabel('difference in %, lower is better')
     ax.legend(fontsize=7, frameon=False)
     fig.savefig(f'{folder}/evidence-differences.png', dpi=150, bbox_inches='tight')

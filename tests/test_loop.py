@@ -6,7 +6,6 @@ import copy
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from helpers import all_refused, refused
 
