@@ -2,7 +2,7 @@
 
 Use:
     apt install fonts-noto-color-emoji unicode-data libfribidi0
-    pip install numpy pillow
+    pip install -r requirements.txt
     python data/make_emoji.py
     python data/make_emoji.py --font NotoColorEmoji.ttf --emoji-test emoji-test.txt --out data/emoji
 
@@ -19,7 +19,6 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C during the imports
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -32,6 +31,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # the repository
+
+from data.images import as_script, beside, tell  # noqa: E402
 
 STRIKE = 109  # the one pixel size at which a CBDT Noto font has bitmaps, each 136 wide and 128 high
 MARGIN = 4  # the bitmaps are 128x128 drawings with this much empty space on the left and on the right
@@ -83,12 +86,6 @@ def fail(sentence, code=2):
     """End the program with one sentence and an exit code."""
     tell(f'make_emoji.py: error: {sentence}')
     raise SystemExit(code)
-
-
-def tell(text):
-    """Print a text on stderr. Where stderr is closed or full, nobody reads it."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 # ---- the list and the font
@@ -286,19 +283,12 @@ def save_json(path, about):
 
 def write_file(path, content):
     """Write a file beside its place, then rename it. Exits with code 1 where the disk fails."""
-    part = f'{path}.tmp'
     try:
-        with open(part, 'wb') as file:
+        with beside(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
         fail(f'{path} cannot be written ({error.strerror}); make room on that disk, or name a folder '
              'on another one with --out.', code=1)
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(part)  # where it was not renamed
 
 
 def print_histogram(classes, fields):
@@ -342,48 +332,6 @@ def main(argv=None):
     print_histogram(classes, sets['emoji'])
     print(f'left out, not one glyph of the font: {len(listed) - len(drawn)}')
     print('emoji-faces:', dict(Counter(sets['emoji-faces']['split'])))
-
-
-def as_script(main):
-    """Call the main function of a script, and exit: what comes from outside ends in one sentence or in none.
-
-    The exit code is that of main; 129, 130 or 143 after a hang-up, Ctrl-C or kill; 141 where nobody reads
-    stdout any more; 1 where a disk fails.
-    """
-    for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, 'w'))
-        getattr(sys, name).reconfigure(errors='backslashreplace')  # for names that it cannot print
-
-    def stop(number, frame):
-        raise SystemExit(128 + number)
-
-    signals = [getattr(signal, name, None) for name in ('SIGHUP', 'SIGINT', 'SIGTERM')]  # Windows lacks some
-    signals = [number for number in signals if number and signal.getsignal(number) != signal.SIG_IGN]
-    for number in signals:
-        signal.signal(number, stop)
-    code = 0
-    try:
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or 141
-    except OSError as e:
-        code = code or 1
-        path = e.filename or 'stdout'
-        tell(f'error: {path} cannot be read or written ({e.strerror or e}): is the disk full?')
-
-    for number in signals:
-        signal.signal(number, signal.SIG_DFL)  # no traceback of Ctrl-C while Python ends
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:  # Python would try once more, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -14,13 +14,13 @@ SCRIPT = {'gan', 'trainer', 'flat', 'loop', 'cli', 'files', *LEAVES}
 # module or folder -> what its files may import
 ARROWS = {
     'train_sngan': SCRIPT, 'train_biggan': SCRIPT, 'train_stylegan2': SCRIPT,
-    'find_ticket': {'trainer', 'loop', 'cli', 'files', 'metrics', 'prune'},    # and train_MODEL by its name, at run time
+    'find_ticket': {'trainer', 'loop', 'cli', 'files', 'metrics', 'prune'},    # and train_MODEL at run time
     'trainer': {'gan', 'flat', 'loop', 'cli', 'files', *LEAVES},
     'gan': {'advaug', 'augment', 'losses'},
     'loop': {'cli', 'files'}, 'cli': {'files'}, 'files': set(), 'flat': set(),
     'advaug': set(), 'augment': set(), 'losses': set(), 'prune': set(),
     'metrics': {'data/images'},                                         # in its command alone, for --ref RUN
-    'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(),
+    'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(), 'data/make_emoji': {'data/images'},
     'generate': {'flat', 'loop', 'cli', 'files', *LEAVES},
     'runs': {'files', *LEAVES},
     'report': {'runs', 'cli', 'files', *LEAVES},
