@@ -641,11 +641,9 @@ class Run:
         if self.checkpoints.there():
             compare(self.out, same)
         barrier()
+        self.identity = same
         if self.rank == 0:
             os.makedirs(self.path('samples'), exist_ok=True)
-            files.write_json(self.path('args.json'), {
-                'command': cli.command(), 'identity': same,
-                'args': vars(args), 'versions': versions(self.device)})
         self.say(f'{self.out}: all settings are in args.json')
 
     def path(self, name):
@@ -677,6 +675,11 @@ class Run:
                 line += f'; not bit for bit: {ranks} ranks before, {self.ranks} now'
             self.say(line)
 
+        # Nothing was refused: from here on the directory is that of these settings.
+        if self.rank == 0:
+            files.write_json(self.path('args.json'), {
+                'command': cli.command(), 'identity': self.identity,
+                'args': vars(self.args), 'versions': versions(self.device)})
         barrier()
         for name in ('log.jsonl', 'metrics.jsonl'):
             file = self.path(name)

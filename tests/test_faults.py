@@ -133,6 +133,19 @@ def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path):
     assert take_over(good) == (2, True, 1)
 
 
+def test_a_refused_command_leaves_the_run_as_it_was(tmp_path, capsys):
+    """Fewer steps than the checkpoint has, another seed, and a checkpoint that cannot be read."""
+    train(tmp_path / 'run', '--steps', 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*.*') if path.is_file()}
+    refused(capsys, lambda: train(tmp_path / 'run', '--steps', 1), '--steps 1', 'step 2')
+    refused(capsys, lambda: train(tmp_path / 'run', '--steps', 3, '--seed', 1), '--seed')
+    flip(tmp_path / 'run/last.pt')
+    refused(capsys, lambda: train(tmp_path / 'run', '--steps', 3), 'last.pt is damaged')
+    for name in ('args.json', 'log.jsonl'):
+        path = tmp_path / 'run' / name
+        assert path.read_bytes() == before[path], name
+
+
 @pytest.mark.slow
 def test_damaged_texts_of_a_run_are_refused_by_name_and_named_by_the_report(tmp_path, capsys):
     train(tmp_path / 'run', '--steps', 2, *OFTEN)
