@@ -99,8 +99,11 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_and_the_result_is_th
     train(tmp_path / 'whole', *OFTEN, '--steps', 4)
     train(tmp_path / 'cut', *OFTEN, '--steps', 3)
     flip(tmp_path / 'cut/last.pt')
-    train(tmp_path / 'cut', *OFTEN, '--steps', 4)
+    train(tmp_path / 'cut', *OFTEN, '--steps', 3)
     said = capsys.readouterr().out
+    sound = [files.load(tmp_path / f'cut/{name}.pt')['step'] for name in ('last', 'last-1')]
+    assert sound == [3, 2]                                     # the damaged one is not kept
+    train(tmp_path / 'cut', *OFTEN, '--steps', 4)
     assert 'last.pt is damaged' in said and 'last-1.pt' in said and 'resumed at step 2' in said
     same_runs(tmp_path / 'cut', tmp_path / 'whole')
     assert [files.load(tmp_path / f'cut/{name}.pt')['step'] for name in ('last', 'last-1')] == [4, 3]
