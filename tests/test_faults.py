@@ -78,6 +78,21 @@ def test_a_training_that_diverges_is_never_saved_scored_or_shown_as_good(tmp_pat
     assert 'this run ended at step' in said and said.index('this run ended') < said.rindex('error: step')
 
 
+def test_images_that_are_not_finite_are_neither_shown_nor_scored(tmp_path, monkeypatch, capsys):
+    """Finite weights, such as of a network in bf16, can make them."""
+    def settled(self, batches):
+        return lambda z, *y: torch.full((len(z), 3, 16, 16), float('nan'))
+    monkeypatch.setattr(trainer.Observer, 'settled', settled)
+    assert ended(lambda: train(tmp_path, '--steps', 1, *SCORE)) == 3
+    assert 'an image of the averaged generator is not finite' in capsys.readouterr().out
+    assert os.listdir(tmp_path / 'samples') == []
+
+    monkeypatch.setattr(trainer.Observer, 'draw_grid', lambda self: None)
+    monkeypatch.setattr(trainer.Observer, 'notes', lambda self: {})
+    assert ended(lambda: train(tmp_path, '--steps', 1, *SCORE)) == 3
+    assert not os.path.exists(tmp_path / 'metrics.jsonl') and not os.path.exists(tmp_path / 'best.pt')
+
+
 @pytest.mark.slow
 def test_a_ticket_of_networks_that_diverged_is_not_made(tmp_path):
     assert ended(lambda: find(tmp_path / 'find', '--rounds', 1, *DIVERGING)) == 3
