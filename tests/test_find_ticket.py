@@ -313,3 +313,27 @@ def test_a_small_dense_network_trains_resumes_and_is_found_by_its_content(tmp_pa
     assert identity['ch_d'] == D.ch < 8 and identity['ch_g'] == G.ch and 'small_dense' not in identity
     saved = files.load(tmp_path / 'r/last.pt')
     assert saved['step'] == 2 and saved['masks'] == {'G': {}, 'D': {}}
+
+
+def test_a_finding_replaces_its_own_ticket_and_never_that_of_another(tmp_path, capsys):
+    def call(out, *flags):
+        find(tmp_path / out, '--method', 'random', '--steps', 1, '--ticket', tmp_path / 't.pt', *flags)
+    call('a', '--rounds', 1)
+    call('a', '--rounds', 2)                                   # it goes on
+    call('a', '--rounds', 2, '--restart', '--seed', 1)         # it begins anew
+    before = (tmp_path / 't.pt').read_bytes()
+    refused(capsys, lambda: call('b', '--rounds', 1), 't.pt is the ticket of another finding', 'sngan', 'round 2')
+    assert (tmp_path / 't.pt').read_bytes() == before and not os.path.exists(tmp_path / 'b')
+
+
+def test_a_finding_says_how_many_trainings_it_takes(tmp_path, capsys):
+    args = find_ticket.get_args(['sngan', '--data', 'emoji-faces', '--steps', '7', '--out', str(tmp_path)])
+    for method, rounds, there, count in (('imp', 5, 0, 5), ('imp', 5, 3, 2), ('oneshot', 5, 0, 1), ('random', 5, 0, 0),
+                                         ('early-bird', 3, 0, 1), ('oneshot', 2, 2, 0)):
+        args.method, args.rounds = method, rounds
+        for k in range(1, 6):
+            (tmp_path / f'ticket{k}.pt').unlink(missing_ok=True)
+            if k <= there:
+                (tmp_path / f'ticket{k}.pt').touch()
+        find_ticket.say_length(args)
+        assert f': {count} trainings of 7 steps' in capsys.readouterr().out
