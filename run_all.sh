@@ -100,9 +100,10 @@ demo)
     echo "Tables and figures, small or with SCALE=paper: bash run_all.sh --dry-run all"
     exit ;;
 evidence)
-    run $PY paper/evidence.py run --jobs "$JOBS"
+    code=0
+    run $PY paper/evidence.py run --jobs "$JOBS" || code=$?
     run $PY paper/evidence.py page
-    exit ;;
+    exit $code ;;
 esac
 
 # ---- tables and figures: what they ask for
