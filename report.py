@@ -37,7 +37,7 @@ import cli
 import files
 import prune
 from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, damage, protocol_key, protocol_words,
-                  read_run, sample_grid, ticket_masks, trainings_before)
+                  read_run, run_label, sample_grid, tell_apart, ticket_masks, trainings_before)
 
 # Further scores of a record: title, entry in the protocol, factor, digits.
 FURTHER_COLUMNS = {
@@ -77,7 +77,7 @@ def rows_of_runs(runs, findings):
         'name': run['label'],
         'runs': [run],
         'lacks': [run['state']] if run['state'] else [],
-        'is_dense': bool(dense.fullmatch(run['label'])),
+        'is_dense': bool(dense.fullmatch(run_label(run['flags'], run['sparsity']))),
         'findings': findings} for run in runs]
 
 
@@ -438,6 +438,10 @@ def folder_page(args):
         cli.refuse('; '.join([*damaged, nothing]))
     os.makedirs(args.out, exist_ok=True)
 
+    kinds = runs_by_kind(runs)
+    for group in kinds.values():
+        tell_apart(group)
+
     # The tables, which are printed, too.
     scored = [run for run in runs if run['scores']]
     lines = tables(rows_of_runs(scored, collect_findings(args.runs)))
@@ -451,7 +455,6 @@ def folder_page(args):
     page = ['# Runs', '', *lines]
     if not CAN_DRAW:
         page += ['No curves: matplotlib is not installed.', '']
-    kinds = runs_by_kind(runs)
     for kind, group in kinds.items():
         if len(kinds) == 1:
             page += kind_lines(group, args.out, '', '')

@@ -29,6 +29,7 @@ A finding is what one command of find_ticket.py makes, a dict:
     steps               G updates of one training, 0 for the preset's
     like, init_from     the ticket and the checkpoint that it starts from, or None
 """
+import collections
 import contextlib
 import functools
 import glob
@@ -206,6 +207,15 @@ def augmentation_label(flags):
         label += f" p {flags['ada_p']:g}"
     places = {'real': ' on reals only', 'd': " in D's updates only"}
     return label + places.get(flags.get('aug_on'), '')
+
+
+def tell_apart(runs):
+    """Add the directory to each label that several of the runs have: 'dense, in find/round0'."""
+    counts = collections.Counter(run['label'] for run in runs)
+    common = os.path.commonpath([run['path'] for run in runs])
+    for run in runs:
+        if counts[run['label']] > 1:
+            run['label'] += f", in {os.path.relpath(run['path'], common)}"
 
 
 def pick_run(directories):
@@ -433,8 +443,11 @@ def log_series(run, key):
 
 def accuracy_curves(runs):
     """D's accuracies on training, held-out and generated images (the paper's Figure 2)."""
-    fig, axes = new_figure(12, 3.6, 1, 3, sharey=True)
     panels = {'acc_train': 'training images', 'acc_held': 'held-out images', 'acc_gen': 'generated images'}
+    if not any('acc_held' in line for run in runs for line in run['log']):
+        del panels['acc_held']                                 # no run has held images out
+
+    fig, axes = new_figure(4 * len(panels), 3.6, 1, len(panels), sharey=True)
     for ax, (key, title) in zip(axes, panels.items()):
         for i, run in enumerate(runs):
             steps, values = log_series(run, key)

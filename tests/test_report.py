@@ -52,6 +52,17 @@ def test_a_published_number_is_not_on_the_page_of_my_runs(here, unrendered):
     assert 'published' not in page_of().lower()
 
 
+def test_runs_with_one_label_are_told_apart_by_their_directories(here, unrendered):
+    make_run('runs/faces/find/round0', 0., 70.)
+    make_run('runs/faces/dense', 0., 60.)
+    make_run('runs/faces/ticket', .36, 50.)
+    text = page_of()
+    names = re.findall(r'^\| ([^|]+) \| [0-9]', text, re.M)
+    assert sorted(names) == ['dense, in dense', 'dense, in find/round0', 'ticket 36.00%']
+    change = [line for line in text.splitlines() if line.startswith('| ticket 36.00% | 8 |')]
+    assert '| -10.0 ± 4.0 |' in change[0]                      # the rows are those of the dense network
+
+
 # ---- cells
 
 def test_differences_within_the_spread_are_equal():
@@ -128,6 +139,22 @@ def test_curves_are_those_of_the_records(here):
     assert np.allclose(held, [[3., 5., 7.], [.5, .5, .5]])
     (steps, p), = [line.get_data() for line in found['ada.png'].axes[0].lines]
     assert list(steps) == [2, 4, 6, 8] and list(p) == [.3] * 4
+
+
+def test_the_figure_of_accuracies_has_no_panel_without_a_curve(here):
+    make_run('runs/a')
+    log = read_jsonl('runs/a/log.jsonl')
+    for record in log:
+        del record['acc_held']                                 # of a folder without held-out images
+    write_jsonl('runs/a/log.jsonl', log)
+
+    def panels():
+        _, figure, _ = runs.accuracy_curves(runs.collect('runs'))
+        assert all(ax.lines for ax in figure.axes)
+        return [ax.get_title() for ax in figure.axes]
+    assert panels() == ['training images', 'generated images']
+    make_run('runs/b')
+    assert panels() == ['training images', 'held-out images', 'generated images']
 
 
 # ---- who imports whom
