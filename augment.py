@@ -5,6 +5,7 @@ Use:
     x = torch.rand(8, 3, 32, 32) * 2 - 1                      # images in [-1, 1]
     T = augment.draw('color,translation,cutout', x)           # DiffAugment; its random numbers are drawn here
     y = T(x)                                                  # T is a plain differentiable function
+    y = augment.DiffAugment(x, 'color,translation,cutout')    # both in one line, as in the original
     y = augment.draw('bgc', x, p=.6)(x)                       # ADA: every transform with probability p
     ada = augment.Controller(images=64)                       # its p follows how much D overfits
     ada.add(real=torch.randn(8))                              # D's logits on augmented real images
@@ -241,7 +242,8 @@ def policy_names(policy, ada=False):
 def draw(policy, x, p=None, generator=None):
     """T with its random numbers drawn: a function of images [N, C, H, W] of x's shape and device.
 
-    T(x) is differentiable, of the shape of x, and in fp32 (float64 for float64 images).
+    T(x) is differentiable, of the shape of x, and in fp32 (float64 for float64 images).  T raises ValueError
+    for a batch of another size.
     policy: comma-separated names, or None / '' for the identity.
     p: None for DiffAugment, else the probability of ADA's transforms; 1 and above open every gate.
     generator: of x's device, for ADA of the CPU, where its parameters are drawn; None for torch's global one.
@@ -256,14 +258,33 @@ def draw(policy, x, p=None, generator=None):
         for name in policy_names(policy):
             part = PARTS[name](x, generator)
             parts.append(part)
+    shape = x.shape
 
     def T(x):
+        if parts:
+            check_batch(x, shape)
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_fp32(x)
             for part in parts:
                 x = part(x)
         return x
     return T
+
+
+def DiffAugment(x, policy='color,translation,cutout'):
+    """Images x [N, C, H, W], augmented by random numbers that are new in every call: the original's one line.
+
+    Where the clean and the adversarial pass must see one T (AdvAug), T = draw(policy, x) is needed.
+    Raises ValueError for an unknown name."""
+    T = draw(policy, x)
+    return T(x)
+
+
+def check_batch(x, shape):
+    """Raise ValueError where the number or the size of images x is not that which T was drawn for."""
+    if x.dim() != 4 or x.shape[0] != shape[0] or x.shape[2:] != shape[2:]:
+        raise ValueError(f'T was drawn for images {list(shape)}, not for {list(x.shape)}: draw another T, '
+                         'because each image has random numbers of its own')
 
 
 def check_shape(policy, C, H, W):
@@ -742,7 +763,8 @@ def ada(P, x, generator=None):
     """T of ADA with parameters P = {transform: [N, numbers]}: a function of images [N, C, H, W] like x.
 
     generator: of the noise, where x is on the CPU."""
-    C, H, W = x.shape[1:]
+    shape = x.shape
+    C, H, W = shape[1:]
     dtype = torch.promote_types(x.dtype, torch.float32)
     like = torch.empty(0, dtype=dtype, device=x.device)        # says the dtype and the device of all tensors
 
@@ -767,6 +789,7 @@ def ada(P, x, generator=None):
             steps.append(cutout_step(P, H, W, like))
 
     def T(x):
+        check_batch(x, shape)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(dtype)
             for step in steps:
@@ -803,11 +826,12 @@ class Controller:
 
     @torch.no_grad()
     def add(self, **logits):
-        """Take note of D's logits on augmented images: real, fake or held [N]."""
+        """Take note of D's logits on augmented images: real, fake or held, [N], [N, 1] or of any shape."""
         if 'real' in logits:
             logits['sign'] = logits['real'].sign()
         for name, x in logits.items():
             row = self.rows[name]
+            x = x.flatten()
             count = torch.full_like(x[0], len(x))
             self.fresh[row] += torch.stack((x.sum(), count))
 

@@ -7,6 +7,7 @@ Use:
     for k in range(3):
         masks = prune.magnitude(net, masks, rho=.2)          # sparsity 20, 36, 48.8 %
     prune.apply_(net, masks)                                 # pruned weights become exactly 0
+    prune.hold_(net, masks)                                  # in a loop of your own: and stay 0
     keep = prune.alive_after(prune.alive(dense), .2, 3)      # as many weights as three rounds leave
     other = prune.random(dense, keep, numpy.random.default_rng(0))
     print(prune.sparsity(masks), prune.overlap(masks, other))
@@ -21,6 +22,8 @@ g_i is 1, or the factor of w_i in the forward pass (the equalised learning rate 
 prunes G and D; the documented command of its code prunes G alone.  Linear layers, embeddings, norms and
 biases stay dense, as in the released code.
 """
+import functools
+
 import torch
 
 
@@ -62,13 +65,35 @@ def tensors(net):
 def apply_(net, masks):
     """Set the pruned weights of a module (or of its state dict) to 0, in place, and return it.
 
-    In training, the masks act on the gradient (flat.py): a pruned weight starts at 0 and stays there."""
+    In training, the masks act on the gradient (flat.py): a pruned weight starts at 0 and stays there.  In
+    another loop, `hold_` does both."""
     weights = tensors(net)
     with torch.no_grad():
         for name, mask in masks.items():
             weight = weights[name]
             weight.masked_fill_(~mask.to(weight.device), 0)
     return net
+
+
+def hold_(net, masks):
+    """Set the pruned weights of a module to 0, and from now on their gradients, too: for any training loop.
+
+    A pruned weight stays exactly 0 under every optimiser of torch that is made now.  One that has trained the
+    dense weights would move the pruned ones by its moments.  The network must be on its device already.
+    Returns the hooks; hook.remove() of each ends it."""
+    apply_(net, masks)
+    weights = tensors(net)
+    hooks = []
+    for name, mask in masks.items():
+        pruned = ~mask.to(weights[name].device)
+        hook = functools.partial(zero_where, pruned)
+        hooks.append(weights[name].register_hook(hook))
+    return hooks
+
+
+def zero_where(pruned, gradient):
+    """A gradient with 0 at the pruned weights."""
+    return gradient.masked_fill(pruned, 0)
 
 
 def alive(masks):

@@ -579,3 +579,37 @@ def test_everyday_flags_go_to_the_first_group_and_all_others_to_the_second():
     assert [a.option_strings[0] for a in everyday._group_actions] == ['--aug', '--ada-target']
     alone = augment.add_flags(argparse.ArgumentParser())
     assert vars(p.parse_args([])) == vars(alone.parse_args([])) and p.format_help()
+
+
+# ---- what loops of other people ask for
+
+def test_diffaugment_in_one_line_is_a_draw_and_its_t():
+    x = torch.randn(4, 3, 16, 16)
+    torch.manual_seed(0)
+    y = augment.DiffAugment(x, 'color,translation')
+    torch.manual_seed(0)
+    assert torch.equal(y, augment.draw('color,translation', x)(x))
+    torch.manual_seed(0)
+    z = augment.DiffAugment(x)
+    torch.manual_seed(0)
+    assert torch.equal(z, augment.draw('color,translation,cutout', x)(x)) and not torch.equal(z, augment.DiffAugment(x))
+
+
+@pytest.mark.parametrize('policy, p', [('color,translation,cutout', None), ('bgc', .8), ('bgc', 0.)])
+def test_t_refuses_a_batch_that_it_was_not_drawn_for(policy, p):
+    T = augment.draw(policy, torch.zeros(4, 3, 16, 16), p)
+    assert T(torch.ones(4, 3, 16, 16)).shape == (4, 3, 16, 16)
+    for shape in ((1, 3, 16, 16), (8, 3, 16, 16), (4, 3, 32, 32), (3, 16, 16)):
+        with pytest.raises(ValueError, match=r'T was drawn for images \[4, 3, 16, 16\], not for .*: draw another T'):
+            T(torch.ones(shape))
+
+
+def test_the_controller_takes_logits_of_any_shape():
+    logits = torch.randn(8)
+    found = []
+    for shape in ((8,), (8, 1), (2, 1, 2, 2)):
+        ada = augment.Controller(8, 'rv', interval=1)
+        ada.add(real=logits.view(shape), fake=-logits.view(shape), held=2 * logits.view(shape))
+        ada.adjust(1)
+        found.append(ada.r)
+    assert found[0] != 0 and found == [found[0]] * 3

@@ -233,3 +233,30 @@ def test_a_slimmed_generator_is_the_one_without_those_channels():
     x = torch.tanh(F.conv2d(normed(x[:, last], G.n5, last), G.c5.weight[:, last], G.c5.bias, padding=1))
     assert all(0 < n < 16 for n in sizes) and last.sum() < 16
     assert torch.allclose(G(z), x, atol=1e-10)
+
+
+@pytest.mark.parametrize('optimiser', [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_held_weight_stays_zero_in_any_loop_and_the_others_learn(optimiser):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(8, 1, 3)))
+    masks = prune.magnitude(net, prune.ones(net), .5)
+    hooks = prune.hold_(net, masks)
+    weights = dict(net.named_parameters())
+    before = {name: weights[name].detach().clone() for name in masks}
+    how = {'momentum': .9} if optimiser is torch.optim.SGD else {}
+    steps = optimiser(net.parameters(), lr=.1, weight_decay=.01, **how)
+
+    def train():
+        for _ in range(3):
+            steps.zero_grad()
+            net(torch.randn(2, 3, 8, 8)).square().mean().backward()
+            steps.step()
+    train()
+    for name, mask in masks.items():
+        assert (weights[name][~mask] == 0).all() and (weights[name][mask] != before[name][mask]).any()
+
+    for hook in hooks:
+        hook.remove()
+    train()
+    assert all((weights[name][~mask] != 0).any() for name, mask in masks.items())
