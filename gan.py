@@ -80,7 +80,9 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
     inputs = [images] if y is None else [images, torch.cat((y, y_fake))]
     passes = [inputs]
     if args.d_pass == 'separate':
-        passes = zip(*[part.chunk(2) for part in inputs])
+        # Detached, because T made one tensor of both: R_1 would run back through D of the fakes, too.
+        passes = [[part[:n] for part in inputs],
+                  [part[n:].detach() for part in inputs]]
     cuts = [D.split(*part, cut=args.adv_cut_d) for part in passes]     # (h, D2) of each pass, h = D1(T(.))
     logits = torch.cat([D2(h) for h, D2 in cuts])                      # [2N]
     on_real, on_fake = logits[:n], logits[n:]

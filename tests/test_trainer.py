@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import files
 import find_ticket
@@ -276,6 +277,21 @@ def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
     g, = torch.autograd.grad(D(T(torch.cat((x, fake)))[:4]).sum(), x)
     slow = g.square().sum().item() / 4 / 2
     assert slow > 0 and abs(penalty / slow - 1) < 1e-6         # T computes in fp32
+
+
+def test_R_1_beside_the_loss_costs_three_passes_of_D_on_the_reals_and_none_on_the_fakes():
+    """The gradient by the images, and its backward pass by the weights and by the gradient behind it."""
+    args = parsed('stylegan2', '--aug', 'diffaug', '--loss', 'logistic')
+    _, D = script('stylegan2').build(args)
+    real, fake = torch.rand(2, 4, 3, 16, 16)
+
+    def flop(call):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+    with_R_1 = flop(lambda: gan.d_loss(D, real, fake, args, sums_of_gan(), r1=1.).backward())
+    without = flop(lambda: gan.d_loss(D, real, fake, args, sums_of_gan()).backward())
+    assert 1.4 < with_R_1 / without < 1.6, (with_R_1, without)         # 9 passes instead of 6
 
 
 @pytest.mark.parametrize('flags', [[], ['--advaug', 'gd'], ['--advaug', 'g', '--adv-noise', '.01']])
