@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import files
 import find_ticket
@@ -279,19 +280,55 @@ def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
     assert slow > 0 and abs(penalty / slow - 1) < 1e-6         # T computes in fp32
 
 
+class Flop(TorchDispatchMode):
+    """Counts the floating-point operations of convolutions and matrix products.
+
+    torch's FlopCounterMode does not allow autograd.grad by a leaf, which PGD asks for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        formula = flop_registry.get(f.overloadpacket)
+        if formula:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flop(call):
+    """The floating-point operations of a call."""
+    with Flop() as counter:
+        call()
+    return counter.count
+
+
 def test_R_1_beside_the_loss_costs_three_passes_of_D_on_the_reals_and_none_on_the_fakes():
     """The gradient by the images, and its backward pass by the weights and by the gradient behind it."""
     args = parsed('stylegan2', '--aug', 'diffaug', '--loss', 'logistic')
     _, D = script('stylegan2').build(args)
     real, fake = torch.rand(2, 4, 3, 16, 16)
-
-    def flop(call):
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops()
     with_R_1 = flop(lambda: gan.d_loss(D, real, fake, args, sums_of_gan(), r1=1.).backward())
     without = flop(lambda: gan.d_loss(D, real, fake, args, sums_of_gan()).backward())
     assert 1.4 < with_R_1 / without < 1.6, (with_R_1, without)         # 9 passes instead of 6
+
+
+@pytest.mark.parametrize('model', ['sngan', 'biggan'])
+def test_AdvAug_costs_a_second_pass_of_G_and_only_the_head_of_D(model):
+    costs = []
+    for advaug in ('none', 'gd'):
+        args = parsed(model, '--advaug', advaug)
+        G, D = (Flat(net, 1e-3) for net in script(model).build(args))
+        x, z = torch.rand(4, 3, args.res, args.res), torch.randn(4, G.net.z_dim)
+        y = [torch.arange(4)] if model == 'biggan' else []
+
+        def d_loss(part, args=args, G=G, D=D, x=x, z=z, y=y):
+            return gan.d_loss(D.net, x, G.net(z, *y), args, sums_of_gan(), *y, *y)
+
+        def g_loss(part, args=args, G=G, D=D, z=z, y=y):
+            return gan.g_loss(G.net, D.net, z, args, sums_of_gan(), context_of(args), *y)
+        costs.append((flop(lambda D=D, f=d_loss: D.update(f)), flop(lambda G=G, f=g_loss: G.update(f))))
+    (plain_d, plain_g), (advaug_d, advaug_g) = costs
+    assert advaug_d / plain_d < 1.03 and advaug_g / plain_g < 2.01, costs
 
 
 @pytest.mark.parametrize('flags', [[], ['--advaug', 'gd'], ['--advaug', 'g', '--adv-noise', '.01']])
