@@ -322,6 +322,18 @@ def hold(folder):
             os.remove(f'{folder}/{name}')
 
 
+def is_held(folder):
+    """Whether a process holds a folder now: another one, or this one."""
+    try:
+        with open(f'{folder}/.lock') as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, AttributeError):         # no lock, or a system without locks
+        pass
+    return False
+
+
 def free(folder):
     """Give up a folder that `hold` has claimed."""
     file = HELD.pop(os.path.realpath(folder), None)

@@ -3,7 +3,9 @@
 Use:
     python report.py                                   # everything below runs/: runs/report/report.md
     python report.py runs/faces --out page             # everything below another folder: page/report.md
-Reads the run directories (runs.py) and the masks of tickets, nothing else.
+    python report.py --watch                           # while trainings run: index.html anew every minute
+Reads the run directories (runs.py) and the masks of tickets, nothing else.  index.html, beside report.md, is the
+same runs in a browser (webpage.py).
 
 A score is the mean over several sets of z of one checkpoint, ± their standard deviation.  `best` was chosen
 on one half of the reference and is reported on the other half.  A row of several seeds has the means over its
@@ -27,6 +29,7 @@ import argparse
 import collections
 import os
 import re
+import time
 from functools import partial
 
 import numpy as np
@@ -36,8 +39,9 @@ from scipy.special import stdtrit
 import cli
 import files
 import prune
-from runs import (CAN_DRAW, FURTHER, collect, collect_findings, curves, damage, protocol_key, protocol_words,
-                  read_run, run_label, sample_grid, tell_apart, ticket_masks, trainings_before)
+import webpage
+from runs import (CAN_DRAW, FURTHER, collect, collect_begun, collect_findings, curves, damage, protocol_key,
+                  protocol_words, read_run, run_label, sample_grid, tell_apart, ticket_masks, trainings_before)
 
 # Further scores of a record: title, entry in the protocol, factor, digits.
 FURTHER_COLUMNS = {
@@ -59,6 +63,7 @@ def get_args(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('runs', nargs='?', default='runs', metavar='RUNS', help='folder below which the runs lie')
     p.add_argument('--out', help='folder of the page (default: RUNS/report)')
+    p.add_argument('--watch', action='store_true', help='write index.html anew every minute, until Ctrl-C')
     args = p.parse_args(argv)
     if not args.runs:                                          # the empty name would mean every folder
         cli.refuse("RUNS '' is empty: name the folder of the runs")
@@ -466,10 +471,22 @@ def folder_page(args):
     return page, lines
 
 
+def write_index(args):
+    """Write index.html: every run below the folder, also those without a log line, and the damaged files."""
+    title = os.path.basename(os.path.abspath(args.runs))
+    notes = [f'Damaged, and left out: {sentence}' for sentence in damage(args.runs)]
+    return webpage.write(args.out, title, collect_begun(args.runs), notes, args.watch)
+
+
 def main(args):
-    """Write report.md and its pictures; returns the path of the page."""
+    """Write report.md with its pictures, and index.html; returns the path of report.md."""
     page, lines = folder_page(args)
-    return write_page(args.out, page, lines)
+    path = write_page(args.out, page, lines)
+    print(write_index(args), flush=True)
+    while args.watch:
+        time.sleep(60)
+        write_index(args)
+    return path
 
 
 if __name__ == '__main__':

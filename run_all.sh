@@ -11,7 +11,7 @@
 #   SCALE=paper GPUS=8 bash run_all.sh table3                   as published
 #   SEEDS="0 1 2" JOBS=4 STEPS=2500 bash run_all.sh fig7        three seeds a row, four trainings at a time, longer ones
 # Finished runs are skipped, cut ones resume, failed ones are named at the end; Ctrl-C stops everything.
-# The pages are runs/SCALE/report/NAME/report.md.  What this runs, by hand:
+# The pages are runs/SCALE/report/NAME/report.md and index.html.  What this runs, by hand:
 #   python paper/experiments.py fig7 > rows.txt                 the commands
 #   python paper/page.py fig7 --rows rows.txt --out page        the page of what there is
 #   python paper/leak.py runs/demo/sngan-fashion-mnist-0.1      the leak meter

@@ -22,6 +22,7 @@ A run is a dict:
     images    how many images D has seen
     seconds   of all ranks together
     device    what it ran on, or None
+    command   the command line that it was started by, '' where none is recorded
     state     what is wrong with it, '' for nothing
 A finding is what one command of find_ticket.py makes, a dict:
     out, ticket         its directory, and the path of the last ticket
@@ -157,7 +158,8 @@ def described(directory, saved):
         'label': run_label(flags, sparsity),
         'images': last_line.get('kimg', 0.) * 1000,
         'seconds': seconds,
-        'device': 'CPU' if device == 'cpu' else device}
+        'device': 'CPU' if device == 'cpu' else device,
+        'command': str(saved.get('command', ''))}
     run['state'] = run_state(run)
     return run
 
@@ -226,7 +228,12 @@ def pick_run(directories):
 
 
 def collect(folder):
-    """Every run below a folder that has a log line: by data set, by sparsity, the augmented ones last."""
+    """Every run below a folder that has a log line, in the order of `collect_begun`."""
+    return [run for run in collect_begun(folder) if run['log']]
+
+
+def collect_begun(folder):
+    """Every run below a folder, also without a log line: by data set, by sparsity, the augmented ones last."""
     paths = sorted(glob.glob(f'{glob.escape(folder)}/**/args.json', recursive=True))
     found = [read_run(os.path.dirname(path)) for path in paths]
 
@@ -236,7 +243,7 @@ def collect(folder):
         augmented = flags['aug'] != 'none'
         adversarial = flags['advaug'] != 'none'
         return flags['data'], pruned, augmented, adversarial, flags['seed'], flags['steps']
-    return sorted((run for run in found if run and run['log']), key=order)
+    return sorted((run for run in found if run), key=order)
 
 
 # ---- findings, and what a ticket has cost
@@ -441,6 +448,19 @@ def log_series(run, key):
     return np.array([line['step'] for line in lines]), np.array([line[key] for line in lines])
 
 
+def running_mean(steps, values):
+    """Means over WINDOW log lines, of a short log over fewer; what is not finite is left out.
+
+    A hinge D moves up and down as a whole: the mean takes that out."""
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if not len(steps):
+        return steps, values
+    n = min(WINDOW, -(-len(steps) // 3))                       # rounded up
+    window = np.full(n, 1 / n)
+    return np.convolve(steps, window, 'valid'), np.convolve(values, window, 'valid')
+
+
 def accuracy_curves(runs):
     """D's accuracies on training, held-out and generated images (the paper's Figure 2)."""
     panels = {'acc_train': 'training images', 'acc_held': 'held-out images', 'acc_gen': 'generated images'}
@@ -454,11 +474,7 @@ def accuracy_curves(runs):
             if not len(steps):
                 continue
 
-            # A hinge D moves up and down as a whole: the running mean takes that out.
-            n = min(WINDOW, -(-len(steps) // 3))
-            window = np.full(n, 1 / n)
-            steps = np.convolve(steps, window, 'valid')
-            values = np.convolve(values, window, 'valid')
+            steps, values = running_mean(steps, values)
             dots = marker(i) if len(steps) < 3 else None
             ax.plot(steps, values, label=run['label'], linewidth=1.2, marker=dots, **line_style(i))
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))

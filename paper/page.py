@@ -22,6 +22,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # the repository
 
 import cli                                                     # noqa: E402
+import webpage                                                 # noqa: E402
 from paper import comparisons, experiments, figures, published  # noqa: E402
 from paper.rows import add_points, by_family, expected_rows    # noqa: E402
 from report import all_runs, picture_lines, tables, write_page  # noqa: E402
@@ -99,7 +100,7 @@ def lack_notes(rows):
 
 
 def experiment_page(args):
-    """The lines of the page, and those of its tables."""
+    """The lines of the page, those of its tables, and the runs in them."""
     with open(args.rows, errors='replace') as f:
         rows = expected_rows(args.name, f)
     os.makedirs(args.out, exist_ok=True)
@@ -136,13 +137,15 @@ def experiment_page(args):
     notes += lack_notes(rows)
     if notes:
         page += ['Notes:', '', *(f'- {note}' for note in notes)]
-    return page, lines
+    return page, lines, all_runs(rows)
 
 
 def main(args):
-    """Write report.md and its pictures; returns the path of the page."""
-    page, lines = experiment_page(args)
-    return write_page(args.out, page, lines)
+    """Write report.md with its pictures, and index.html; returns the path of report.md."""
+    page, lines, runs = experiment_page(args)
+    path = write_page(args.out, page, lines)
+    print(webpage.write(args.out, args.name, runs, page[1:]))
+    return path
 
 
 if __name__ == '__main__':

@@ -23,7 +23,8 @@ ARROWS = {
     'models': set(), 'models/transfer': {'models/stylegan2'}, 'data': set(), 'data/make_emoji': {'data/images'},
     'generate': {'flat', 'loop', 'cli', 'files', *LEAVES},
     'runs': {'files', *LEAVES},
-    'report': {'runs', 'cli', 'files', *LEAVES},
+    'report': {'runs', 'webpage', 'cli', 'files', *LEAVES},
+    'webpage': {'runs', 'files'},
 }
 COMMON_NAMES = {'forward', 'backward', 'split', 'stages', 'state', 'load', 'main', 'get_args', 'build',
                 'add_flags', 'RANGES'}
