@@ -1,4 +1,4 @@
-"""Images out of a run or a checkpoint: grids, single files, loops, mixed styles, nearest neighbours.
+"""Images out of a run or a checkpoint: grids, files, loops, mixed styles, neighbours, and the network itself.
 
 Use:
     python generate.py runs/sngan-emoji-1.0-1234abcd                # seeds 0-63 of last.pt as grid.png
@@ -10,6 +10,7 @@ Use:
     python generate.py runs/x --nearest                             # beside the nearest training images
     python generate.py runs/stylegan2-x --psi .7 --noise none       # truncated
     python generate.py runs/stylegan2-x --mix 0-3 10-15 --mix-layers 4-7            # 0-3 in styles of 10-15
+    python generate.py runs/x --export g.pt2                        # a network that runs without these files
 
 An image is x = E(z, y). z ~ N(0, 1) is drawn from the seed, y is the class, and E is the averaged generator,
 whose BN statistics are settled on its own samples. In StyleGAN2 it is x = E(w) with the stored noise and
@@ -26,26 +27,32 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while torch is imported says nothing
 
 import argparse
+import io
+import json
 import math
 import os
+import pathlib
 import shutil
 import subprocess
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.nn.utils import parametrize
 
 import cli
 import files
 import loop
 import metrics
+import prune
 from data import images
 from models import biggan, sngan, stylegan2, transfer
 
-# The flags that ask for another kind of picture than a grid.
-MODES = ('each', 'mix', 'interpolate', 'nearest')
+# The flags that ask for something else than a grid.
+MODES = ('each', 'mix', 'interpolate', 'nearest', 'export')
 
-# Flags that act on some kinds of pictures only.
+# Flags that act on some of these only.
+PICTURES = ['grid', '--each', '--interpolate', '--mix', '--nearest']
 ACTS_ON = {
     'seeds': ['grid', '--each', '--nearest'],
     'columns': ['grid', '--interpolate'],
@@ -53,6 +60,9 @@ ACTS_ON = {
     'mix_layers': ['--mix'],
     'features': ['--nearest'],
     'out': ['grid', '--interpolate', '--mix', '--nearest'],
+    'classes': PICTURES,
+    'psi': PICTURES,
+    'truncation_cutoff': PICTURES,
 }
 STYLEGAN2_FLAGS = ('psi', 'truncation_cutoff', 'noise', 'mix')
 
@@ -106,6 +116,8 @@ def get_args(argv=None):
     a('--out', help='the picture (default: grid.png, loop.gif, mix.png or nearest.png)')
     a('--each', metavar='DIR', help='a folder for one PNG per seed, instead of a grid')
     a('--columns', type=int, help='images per row (default: 8, or all seeds of a class, or all of a loop)')
+    a('--export', metavar='FILE.pt2',
+      help='the generator as a file of torch.export, instead of pictures: z, classes and psi are its inputs')
 
     args = p.parse_args(argv)
     cli.check_ranges(args, RANGES)
@@ -138,6 +150,10 @@ def check_flags(args):
         cli.refuse(f'{cli.flag(args, "truncation_cutoff")} does nothing without truncation: add --psi .7')
     if args.noise == 'random' and args.mode in ('mix', 'interpolate'):
         cli.refuse(f'--noise random would differ between the images of --{args.mode}: use const or none')
+    if args.noise == 'random' and args.mode == 'export':
+        cli.refuse('--noise random has no seed in an exported network: use const or none')
+    if args.mode == 'export' and not args.export.endswith('.pt2'):
+        cli.refuse(f'--export {args.export}: name the file .pt2')
 
     if args.out is None:
         args.out = 'loop.gif' if args.film else f'{args.mode}.png'
@@ -148,10 +164,13 @@ def check_flags(args):
     if ending == '.mp4' and not shutil.which('ffmpeg'):
         cli.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
                    'install it, or name the film .gif')
-    if not os.path.isdir(os.path.dirname(args.out) or '.'):
-        cli.refuse(f'--out {args.out}: its folder is not there, make it first')
+    for name in ('out', 'export'):
+        folder = os.path.dirname(getattr(args, name) or '')
+        if folder and not os.path.isdir(folder):
+            cli.refuse(f'{cli.flag(args, name)}: its folder is not there, make it first')
     cli.check_output('--each', args.each, folder=True)
-    if args.mode != 'each':
+    cli.check_output('--export', args.export)
+    if args.mode not in ('each', 'export'):
         cli.check_output('--out', args.out)
 
 
@@ -192,27 +211,29 @@ def parse_numbers(flag, text, names=()):
     return found
 
 
-def chosen_classes(args, saved):
-    """{class: name} as --classes asks for, by the run's subset.json; {} for an unconditional network."""
+def class_names(args, saved):
+    """The names of all classes, by the run's subset.json, else numbers; [] for an unconditional network."""
     count = saved['args'].get('classes') or 0
-    if not count:
+    path = os.path.join(os.path.dirname(args.source), 'subset.json')
+    if not count or not os.path.exists(path):
+        return [str(c) for c in range(count)]
+    names = files.read_json(path, classes=list)['classes']
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        raise files.Damaged(f'{path} is damaged (it does not name {count} classes)')
+    return names
+
+
+def chosen_classes(args, names):
+    """{class: name} as --classes asks for; {} for an unconditional network."""
+    if not names:
         if args.classes is not None:
             cli.refuse(f'--classes {args.classes}: {args.source} is unconditional, leave it out')
         return {}
-
-    names = []
-    path = os.path.join(os.path.dirname(args.source), 'subset.json')
-    if os.path.exists(path):
-        names = files.read_json(path, classes=list)['classes']
-        if len(names) != count or not all(isinstance(name, str) for name in names):
-            raise files.Damaged(f'{path} is damaged (it does not name {count} classes)')
-    chosen = loop.shown(count).tolist()
+    chosen = loop.shown(len(names)).tolist()
     if args.classes is not None:
         chosen = parse_numbers('--classes', args.classes, names)
-    if max(chosen) >= count:
-        cli.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{count - 1}')
-    if not names:
-        return {c: str(c) for c in chosen}
+    if max(chosen) >= len(names):
+        cli.refuse(f'--classes {args.classes}: {args.source} has the classes 0-{len(names) - 1}')
     return {c: names[c] for c in chosen}
 
 
@@ -542,15 +563,71 @@ def draw_nearest(args, net, classes, data):
     return x
 
 
+# ---- a network to take away
+
+class Truncated(torch.nn.Module):
+    """A StyleGAN2 as a function of z [N, z_dim], classes y [N] if it has any, and psi, a scalar tensor."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, z, *rest):
+        *y, psi = rest
+        ws = self.net.styles(z, *y)                            # [N, num_ws, w_dim]
+        ws = self.net.mapping.w_avg.lerp(ws, psi)              # as `styles` does for a number
+        return self.net.synthesis(ws)
+
+
+def export(args, net, saved, names):
+    """Write the network as a file of torch.export, for batches of any size, with metadata.json inside it.
+
+    names: of its classes. The file holds the weights and calls of torch alone. A weight under spectral
+    normalisation is stored as W / sigma(W).
+    """
+    net = net.requires_grad_(False).to('cpu', memory_format=torch.contiguous_format)       # as files hold it
+    for module in net.modules():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, 'weight')
+        if isinstance(module, stylegan2.Layer):
+            module.fused = False                               # the default depends on the size of the batch
+
+    # The inputs: every size is fixed but that of the batch.
+    inputs = {'z': torch.zeros(2, net.z_dim)}
+    if names:
+        inputs['y'] = torch.zeros(2, dtype=torch.int64)
+    batch = torch.export.Dim('batch', min=1)
+    shapes = torch.export.ShapesCollection()
+    for x in inputs.values():
+        shapes[x] = {0: batch}
+
+    sparsity = prune.sparsity(saved.get('masks', {}).get('G'))
+    about = {'model': saved['model'], 'step': saved['step'], 'sparsity': sparsity,
+             'z_dim': net.z_dim, 'classes': names, 'res': net.res, 'range': [-1, 1]}
+    if has_styles(net):
+        about['noise'] = net.noise
+        inputs['psi'] = torch.tensor(1.)
+        net = Truncated(net)
+    about['inputs'] = [*inputs]
+
+    program = torch.export.export(net, (*inputs.values(),), dynamic_shapes=shapes)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={'metadata.json': json.dumps(about, indent=1)})
+    files.write(args.export, lambda tmp: pathlib.Path(tmp).write_bytes(buffer.getvalue()))
+    print(f'{args.export}: the generator of {args.source} as a function of {", ".join(inputs)}, '
+          f'{sparsity:.1%} pruned; torch.export.load({args.export!r}).module() runs it')
+
+
 @torch.no_grad()
 def main(args):
-    """Makes the picture that the flags ask for. Returns its images, uint8 (None with --each)."""
+    """Makes what the flags ask for. Returns the images of a picture, uint8 (None with --each, --export)."""
     saved = loop.read(args.source, args.source, 'model', 'args', 'E')
     for name in STYLEGAN2_FLAGS:
         if getattr(args, name) is not None and saved['model'] != 'stylegan2':
             flag = f'--{name.replace("_", "-")}'
             cli.refuse(f'{flag} is for StyleGAN2, {args.source} is of {saved["model"]}')
-    classes = chosen_classes(args, saved)
+    names = class_names(args, saved)
+    classes = chosen_classes(args, names)
     data = load_training_set(args, saved) if args.mode == 'nearest' else None
 
     net = restore_network(saved, args.device)
@@ -563,6 +640,8 @@ def main(args):
 
     if args.mode == 'nearest':
         return draw_nearest(args, net, classes, data)
+    if args.mode == 'export':
+        return export(args, net, saved, names)
     draw = {'grid': draw_grid, 'each': write_each, 'mix': draw_mix, 'interpolate': draw_loop}
     return draw[args.mode](args, net, classes)
 

@@ -384,7 +384,7 @@ class Layer(nn.Module):
         terms = terms.to(x.dtype)
         if noise is None:
             return x.add_(terms[0])
-        noise = noise.flatten(1).expand(len(x), -1)            # [N, H' W']
+        noise = noise.flatten(1).expand(x.shape[0], -1)        # [N, H' W']
         noise = noise.to(x.dtype)
 
         # Two sums: on a GPU, for few pixels, and where x is not channels_last.
@@ -394,7 +394,7 @@ class Layer(nn.Module):
 
         # One matrix product takes half the time of two sums, in bf16 below 32 channels a tenth.
         factors = torch.stack((torch.ones_like(noise), noise), 2)              # [N, H' W', 2]
-        return x.baddbmm_(factors, terms.expand(len(x), -1, -1))
+        return x.baddbmm_(factors, terms.expand(x.shape[0], -1, -1))
 
     def forward(self, x, w, noise):                            # [N, I, H, W], [N, w_dim], [N or 1, 1, H', W']
         s, d = self.style(w)
@@ -493,7 +493,7 @@ class Synthesis(nn.Module):
 
         def first(ws, *_):
             bottom = blocks[0]
-            x = bottom.const.expand(len(ws), -1, -1, -1)       # [N, C, 4, 4]
+            x = bottom.const.expand(ws.shape[0], -1, -1, -1)               # [N, C, 4, 4]
             ws = ws.unbind(1)
             return bottom.conv1(x, ws[0], noise[0]), ws, None
 
@@ -511,10 +511,12 @@ class Synthesis(nn.Module):
         return [first, *middles, last]
 
     def forward(self, ws, noise=None):
-        """The images of ws.  noise None is the network's own, self.noise."""
+        """The images of ws.  noise None is the network's own, self.noise.
+
+        torch.export takes len() for a constant, and shape[0] for a size that varies."""
         mode = self.noise if noise is None else noise
         state = ws, None, None
-        for stage in self.stages(self.draw_noise(len(ws), mode)):
+        for stage in self.stages(self.draw_noise(ws.shape[0], mode)):
             state = stage(*state)
         return state[0]
 

@@ -3,6 +3,7 @@ import copy
 import json
 import os
 import runpy
+import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ import files
 import generate
 import loop
 import metrics
+import prune
 from data import images
 from models import biggan, sngan, stylegan2, transfer
 
@@ -276,6 +278,61 @@ def test_a_film_must_reach_ffmpeg_whole_or_be_refused(runs, tmp_path, monkeypatc
     assert call()[0].permute(0, 2, 3, 1).contiguous().numpy().tobytes() == out.read_bytes()
 
 
+# ---- a network to take away
+
+FAR_AWAY = """
+import json, sys, torch
+extra = {'metadata.json': ''}
+program = torch.export.load('g.pt2', extra_files=extra)
+G = program.module()
+made = [G(*inputs) for inputs in torch.load('inputs.pt')]
+ours = [name for name in ('generate', 'loop', 'models', 'data') if name in sys.modules]
+zeros = sum(int((w == 0).sum()) for w in program.state_dict.values() if w.ndim == 4)
+torch.save((made, json.loads(extra['metadata.json']), zeros, ours, sys.path), 'made.pt')
+"""
+
+
+@pytest.mark.parametrize('kind', [
+    'sngan', pytest.param('biggan', marks=pytest.mark.slow), pytest.param('conditional', marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_an_exported_generator_makes_the_same_images_without_this_repository(kind, runs, tmp_path, capsys):
+    saved = files.load(os.path.join(runs[kind], 'best.pt'))
+    net = network(kind)
+    dense = prune.ones(net)
+    masks = prune.random(dense, int(.64 * prune.total(dense)), np.random.default_rng(0))
+    prune.apply_(net, masks)
+    (tmp_path / 'run').mkdir()
+    torch.save({**saved, 'E': net.state_dict(), 'masks': {'G': masks, 'D': {}}}, tmp_path / 'run' / 'best.pt')
+    away = tmp_path / 'away'
+    away.mkdir()
+    make(str(tmp_path / 'run'), '--export', away / 'g.pt2')
+    assert '36.0% pruned' in capsys.readouterr().out and os.listdir(away) == ['g.pt2']
+
+    # Another process, in a folder with nothing but the file: batches of 1 and 5, and another psi each
+    inputs, right = [], []
+    net.noise = 'const'
+    for n, psi in ((1, 1.), (5, .6)):
+        z = torch.randn(n, net.z_dim)
+        y = [torch.arange(n) % 3] if 'classes' in SHAPES[kind] else []
+        if generate.has_styles(net):
+            inputs.append([z, *y, torch.tensor(psi)])
+            right.append(net.synthesis(net.styles(z, *y, psi=psi)))
+        else:
+            inputs.append([z, *y])
+            right.append(net(z, *y))
+    torch.save(inputs, away / 'inputs.pt')
+    subprocess.run([sys.executable, '-I', '-c', FAR_AWAY], cwd=away, check=True)
+    made, about, zeros, ours, places = torch.load(away / 'made.pt')
+    assert not ours and ROOT not in places
+    for a, b in zip(made, right):
+        assert a.std() > .05 and torch.allclose(a, b, atol=1e-5) and not a.requires_grad
+
+    assert zeros >= prune.total(masks) - prune.alive(masks) > 0
+    assert about['sparsity'] == pytest.approx(.36, abs=.001) and about['res'] == 32
+    assert len(about['inputs']) == len(inputs[0])
+    assert len(about['classes']) == SHAPES[kind].get('classes', 0)
+
+
 # ---- neighbours
 
 class Colours:
@@ -329,6 +386,9 @@ def test_the_training_images_must_be_those_of_the_run(runs, tmp_path, monkeypatc
     (['RUN', '--out', 'nowhere/x.png'], 'nowhere/x.png'), (['RUN', '--truncation-cutoff', '2'], '--psi'),
     (['RUN', '--noise', 'random', '--mix', '1', '2'], '--noise random'), (['RUN', '--mix', 'a', '2'], '--mix a'),
     (['RUN', '--mix', '0-9999', '0-9999'], 'too many'), (['RUN', '--psi', 'nan'], '--psi nan'), (['RUN', '--psi', 'inf'], '--psi inf'),
+    (['RUN', '--export', 'g.pt'], '--export g.pt: name the file .pt2'), (['RUN', '--export', 'no/g.pt2'], '--export no/g.pt2'),
+    (['RUN', '--export', 'g.pt2', '--psi', '.5'], '--psi 0.5'), (['RUN', '--export', 'g.pt2', '--out', 'x.png'], '--out x.png'),
+    (['RUN', '--export', 'g.pt2', '--classes', '0'], '--classes 0'), (['RUN', '--export', 'g.pt2', '--noise', 'random'], 'no seed'),
     (['RUN', '--columns', '1' + '0' * 30], '--columns 1'), (['RUN', '--seeds', '0-999999999999'], 'too many'),
     (['RUN', '--seeds', '0-999999,5'], 'too many'), (['RUN', '--seeds', '9' * 5000], 'at most 18 digits'),
     (['RUN', '--seeds', '1' + '0' * 30], 'at most 18 digits'), (['RUN', '--seeds', '\xb2'], '--seeds \xb2')])
