@@ -11,6 +11,7 @@ Use:
     python generate.py runs/stylegan2-x --psi .7 --noise none       # truncated
     python generate.py runs/stylegan2-x --mix 0-3 10-15 --mix-layers 4-7            # 0-3 in styles of 10-15
     python generate.py runs/x --export g.pt2                        # a network that runs without these files
+    python generate.py runs/x --history --out x.mp4                 # a film of the grids in samples/
 
 An image is x = E(z, y). z ~ N(0, 1) is drawn from the seed, y is the class, and E is the averaged generator,
 whose BN statistics are settled on its own samples. In StyleGAN2 it is x = E(w) with the stored noise and
@@ -35,9 +36,10 @@ import pathlib
 import shutil
 import subprocess
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn.utils import parametrize
 
 import cli
@@ -49,7 +51,7 @@ from data import images
 from models import biggan, sngan, stylegan2, transfer
 
 # The flags that ask for something else than a grid.
-MODES = ('each', 'mix', 'interpolate', 'nearest', 'export')
+MODES = ('each', 'mix', 'interpolate', 'nearest', 'export', 'history')
 
 # Flags that act on some of these only.
 PICTURES = ['grid', '--each', '--interpolate', '--mix', '--nearest']
@@ -59,7 +61,10 @@ ACTS_ON = {
     'frames': ['--interpolate'],
     'mix_layers': ['--mix'],
     'features': ['--nearest'],
-    'out': ['grid', '--interpolate', '--mix', '--nearest'],
+    'out': ['grid', '--interpolate', '--mix', '--nearest', '--history'],
+    'which': [*PICTURES, '--export'],
+    'device': [*PICTURES, '--export'],
+    'noise': [*PICTURES, '--export'],
     'classes': PICTURES,
     'psi': PICTURES,
     'truncation_cutoff': PICTURES,
@@ -76,6 +81,8 @@ MOST_NUMBERS = 10 ** 6                        # in a list such as 0-63
 MOST_DIGITS = 18                              # of one of them, because a seed has 63 bits
 
 FRAMES_PER_SECOND = 20
+LONGEST_HISTORY = 10                          # seconds, of a film of 20 to 200 grids
+WIDEST_HISTORY = 1024                         # px
 SHEET_ROWS = 16
 
 
@@ -85,12 +92,11 @@ def get_args(argv=None):
     """The flags. Exits 2 on what is not there, and on flags that contradict each other or do nothing."""
     p = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=metrics.HelpFormatter)
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
     a = p.add_argument_group('network').add_argument
     a('source', help='run directory or checkpoint')
-    a('--which', choices=['last', 'best'], default='last', help='checkpoint of a run directory')
-    a('--device', choices=['cuda', 'cpu'], default=device, help='where to compute')
+    a('--which', choices=['last', 'best'], help='checkpoint of a run directory (default: last)')
+    a('--device', choices=['cuda', 'cpu'], help='where to compute (default: cuda, if there is one)')
 
     a = p.add_argument_group('what to draw').add_argument
     a('--seeds', help='such as 0-63 or 1,5,9-12 (default: 0-63, for a conditional model 0-7)')
@@ -113,20 +119,26 @@ def get_args(argv=None):
     a('--mix-layers', metavar='LAYERS', help='layers with the styles of COLS, 0 the coarsest (default: 4-7)')
 
     a = p.add_argument_group('where to').add_argument
-    a('--out', help='the picture (default: grid.png, loop.gif, mix.png or nearest.png)')
+    a('--out', help='the picture (default: grid.png, loop.gif, mix.png, nearest.png or history.gif)')
     a('--each', metavar='DIR', help='a folder for one PNG per seed, instead of a grid')
     a('--columns', type=int, help='images per row (default: 8, or all seeds of a class, or all of a loop)')
+    a('--history', action='store_true', default=None,
+      help='a film (.gif, .mp4) of the grids that the training drew, in the samples/ of a run directory')
     a('--export', metavar='FILE.pt2',
       help='the generator as a file of torch.export, instead of pictures: z, classes and psi are its inputs')
 
     args = p.parse_args(argv)
     cli.check_ranges(args, RANGES)
     loop.check_device(args)
+    check_flags(args)
+    if args.mode == 'history':
+        return args
+
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if os.path.isdir(args.source):
-        args.source = os.path.join(args.source, f'{args.which}.pt')
+        args.source = os.path.join(args.source, f'{args.which or "last"}.pt')
     if not os.path.isfile(args.source):
         cli.refuse(f'{args.source}: no such checkpoint; name a run directory or one of its last.pt, best.pt')
-    check_flags(args)
     read_numbers(args)
     metrics.check_features(args.features or 'auto')
     return args
@@ -139,7 +151,7 @@ def check_flags(args):
         cli.refuse(f'{asked[0]} and {asked[1]} make different pictures: give one of them')
     args.mode = asked[0].removeprefix('--')
     strip = args.out and args.out.lower().endswith('.png')
-    args.film = args.mode == 'interpolate' and not strip
+    args.film = args.mode == 'history' or (args.mode == 'interpolate' and not strip)
 
     for name, kinds in ACTS_ON.items():
         idle = asked[0] not in kinds or (name == 'columns' and args.film)
@@ -156,11 +168,12 @@ def check_flags(args):
         cli.refuse(f'--export {args.export}: name the file .pt2')
 
     if args.out is None:
-        args.out = 'loop.gif' if args.film else f'{args.mode}.png'
+        films = {'interpolate': 'loop.gif', 'history': 'history.gif'}
+        args.out = films.get(args.mode, f'{args.mode}.png')
     ending = os.path.splitext(args.out)[1].lower()
     endings = ('.gif', '.mp4') if args.film else ('.png',)
     if ending not in endings:
-        cli.refuse(f'--out {args.out}: a film is a .gif or .mp4 of --interpolate, all else is a .png')
+        cli.refuse(f'--out {args.out}: films (--interpolate, --history) are .gif or .mp4, all else is .png')
     if ending == '.mp4' and not shutil.which('ffmpeg'):
         cli.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
                    'install it, or name the film .gif')
@@ -497,19 +510,52 @@ def draw_loop(args, net, classes):
     return x
 
 
-def write_film(path, x):
+def draw_history(args):
+    """A film of samples/*.png, each below its step: two a second, or of ten seconds, at most 20 a second."""
+    folder = os.path.join(args.source, 'samples')
+    steps = []
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        step, ending = os.path.splitext(name)
+        if step.isdecimal() and ending == '.png':
+            steps.append(step)
+    if not steps:
+        cli.refuse(f'--history: {args.source} has no samples/*.png, name the directory of a run')
+
+    frames = []
+    for step in sorted(steps, key=int):
+        path = os.path.join(folder, f'{step}.png')
+        try:
+            with Image.open(path, formats=['PNG']) as image:
+                grid = image.convert('RGB')
+        except OSError as e:
+            raise files.Damaged(f'{path} is damaged ({files.reason(e)})') from e
+        grid.thumbnail((WIDEST_HISTORY, WIDEST_HISTORY))
+        frame = Image.new('RGB', (grid.width, grid.height + 14), 'white')
+        ImageDraw.Draw(frame).text((2, 1), f'step {int(step)}', 'black')
+        frame.paste(grid, (0, 14))
+        frames.append(np.asarray(frame))
+
+    rate = min(max(2, len(frames) // LONGEST_HISTORY), FRAMES_PER_SECOND)
+    frames += [frames[-1]] * 2 * rate                          # the last one stays for two seconds
+    x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    write_film(args.out, x, rate)
+    print(f'{args.out}: {len(steps)} grids of {args.source}, {rate} a second')
+    return x
+
+
+def write_film(path, x, rate=FRAMES_PER_SECOND):
     """Writes images x, uint8 [N, 3, H, W], as an endless GIF or, by the program ffmpeg, as MP4."""
     n, _, h, w = x.shape
     x = x.permute(0, 2, 3, 1).contiguous().numpy()             # [N, H, W, 3]
 
     def gif(tmp):
         first, *rest = map(Image.fromarray, x)
-        duration = 1000 // FRAMES_PER_SECOND                   # of an image, in ms
+        duration = 1000 // rate                                # of an image, in ms
         first.save(tmp, 'GIF', save_all=True, append_images=rest, duration=duration, loop=0)
 
     def mp4(tmp):
         source = ['-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{w}x{h}']
-        source += ['-r', str(FRAMES_PER_SECOND), '-i', '-']
+        source += ['-r', str(rate), '-i', '-']
         # Even sizes and yuv420p are what every player can show.
         even = ['-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2', '-pix_fmt', 'yuv420p']
         command = ['ffmpeg', '-v', 'error', '-y', *source, *even, '-f', 'mp4', tmp]
@@ -621,6 +667,8 @@ def export(args, net, saved, names):
 @torch.no_grad()
 def main(args):
     """Makes what the flags ask for. Returns the images of a picture, uint8 (None with --each, --export)."""
+    if args.mode == 'history':
+        return draw_history(args)
     saved = loop.read(args.source, args.source, 'model', 'args', 'E')
     for name in STYLEGAN2_FLAGS:
         if getattr(args, name) is not None and saved['model'] != 'stylegan2':

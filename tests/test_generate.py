@@ -278,6 +278,30 @@ def test_a_film_must_reach_ffmpeg_whole_or_be_refused(runs, tmp_path, monkeypatc
     assert call()[0].permute(0, 2, 3, 1).contiguous().numpy().tobytes() == out.read_bytes()
 
 
+def test_the_history_of_a_run_must_be_its_grids_in_order_with_the_last_one_held(tmp_path, capsys):
+    samples = tmp_path / 'run' / 'samples'
+    samples.mkdir(parents=True)
+    for step, grey in ((0, 20), (50, 90), (1000000, 230), (300, 160)):
+        images.save_grid(samples / f'{step:06d}.png', torch.full((8, 3, 8, 8), grey, dtype=torch.uint8))
+    (samples / 'notes.txt').write_text('')
+    run = lambda *flags: generate.main(generate.get_args([str(tmp_path / 'run'), '--history', *map(str, flags)]))
+    x = run('--out', tmp_path / 'h.gif')                       # without any checkpoint
+    assert x[:4, 0, -1, -1].tolist() == [20, 90, 160, 230] and len({tuple(v) for v in x[3:].flatten(1).tolist()}) == 1
+    film = Image.open(tmp_path / 'h.gif')
+    durations = []
+    for film_frame in range(film.n_frames):
+        film.seek(film_frame)
+        durations.append(film.info['duration'])
+    assert film.n_frames == 4 and durations == [500, 500, 500, 2500] and film.size == (64, 8 + 14)
+
+    refused(capsys, lambda: run('--which', 'best'), '--which best does nothing here')
+    refused(capsys, lambda: run('--out', 'x.png'), '--out x.png')
+    (samples / '000400.png').write_bytes((samples / '000300.png').read_bytes()[:60])
+    with pytest.raises(files.Damaged, match='000400.png is damaged'):
+        run('--out', tmp_path / 'h.gif')
+    refused(capsys, lambda: generate.main(generate.get_args([str(tmp_path), '--history'])), 'no samples/*.png')
+
+
 # ---- a network to take away
 
 FAR_AWAY = """
