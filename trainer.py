@@ -38,6 +38,8 @@ from data import images
 GROUPS = ('data', 'networks', 'training', 'image augmentation',
           'AdvAug', 'regularisers', 'scores', 'run')
 SLIM = 1e-4                                   # the weight of Liu et al. 2017; the paper gives none
+AUGMENTED = 'augmented.png'                   # of --check-data, see draw_augmented
+AUGMENTED_P = [.2, .5, .8]
 TOO_FEW_IMAGES = 6                            # fewer have no two halves with a covariance
 
 # What each number may be, see cli.check_ranges.  Those of --seed and --steps are in loop.py, and so on.
@@ -392,9 +394,10 @@ def initial_networks(args, build):
 # ---- data
 
 def load_data(args):
-    """The data set of the flags (images.load); with --check-data its report is printed.
+    """The data set of the flags (images.load); --check-data prints its report and draws augmented.png.
 
     Exits 2 on data that cannot be used."""
+    check_policy(args)
     conditional = bool(getattr(args, 'classes', None))
     data = images.load(args.data, args.root,
                        args.frac, args.data_seed, args.subset, args.holdout, args.ref,
@@ -405,10 +408,44 @@ def load_data(args):
     if args.check_data:
         if cli.world()[0] == 0:
             print('\n'.join(data.report))
+            if args.aug_policy:
+                draw_augmented(args, data)
     elif args.out and os.path.isdir(args.data) and lies_in(args.out, args.data):
         cli.refuse(f'--out {args.out} lies in --data {args.data}: its grids would be trained on, '
                    'name another place')
     return data
+
+
+def check_policy(args):
+    """Exit 2 where ADA cannot take images of this size."""
+    if args.aug != 'ada':
+        return
+    try:
+        augment.draw(args.aug_policy, torch.empty(1, 3, args.res, args.res), 0.)
+    except ValueError as e:
+        cli.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
+
+
+def draw_augmented(args, data):
+    """Write augmented.png: up to eight training images, and below them three times what D sees of them.
+
+    ADA acts with probability p: 0.2, 0.5 and 0.8, or --ada-p.  DiffAugment always acts."""
+    p = [None] * 3
+    how = 'in three draws'
+    if args.aug == 'ada':
+        p = AUGMENTED_P if args.ada_p is None else [args.ada_p] * 3
+        how = f'with p = {", ".join(map(str, p))}'
+
+    rows = fixed_rows(len(data.images), 8)
+    x = images.batch(data.images[rows])               # [8, 3, H, W]
+    sheet = [metrics.to_uint8(x)]
+    with loop.seeded(args.seed):
+        for strength in p:
+            T = augment.draw(args.aug_policy, x, strength)
+            sheet.append(metrics.to_uint8(T(x)))
+    images.save_grid(AUGMENTED, torch.cat(sheet), len(rows))
+    cli.say(f'{AUGMENTED}: {len(rows)} training images, and below them what D sees of them: '
+            f'--aug {args.aug} --aug-policy {args.aug_policy}, {how}')
 
 
 def check_classes(args, data):
@@ -700,13 +737,7 @@ def check_with_data(args, data, extractor, names):
         cli.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:
         cli.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
-    if args.aug != 'ada':
-        return
-    try:
-        augment.draw(args.aug_policy, torch.empty(1, 3, args.res, args.res), 0.)
-    except ValueError as e:
-        cli.refuse(f'--res {args.res} --aug-policy {args.aug_policy}: {e}')
-    if args.ada_heuristic == 'rv' and data.holdout is None:
+    if args.aug == 'ada' and args.ada_heuristic == 'rv' and data.holdout is None:
         cli.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
 
 

@@ -135,7 +135,8 @@ def add_flags(group, experiments=None):
                        help='width and height of the images in pixels (default: by preset or data)')
     group.add_argument('--mirror', action=argparse.BooleanOptionalAction, default=False,
                        help='mirror half of the images, chosen at random')
-    group.add_argument('--check-data', action='store_true', help='look through the data, report and exit')
+    group.add_argument('--check-data', action='store_true',
+                       help='look through the data, report and exit; with --aug, draw augmented.png')
 
     add = experiments.add_argument
     add('--data-seed', type=int, default=0, help='seed of the random subset')

@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import itertools
+import os
 import weakref
 from argparse import Namespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -402,6 +404,42 @@ def test_augmentation_that_cannot_be_is_refused(tmp_path, capsys):
     all_refused(capsys, call, [
         (['--ada-heuristic', 'rv', '--frac', '1.0', '--data', 'emoji'], 'rv needs held-out'),
         (['--aug-policy', 'bgcf', '--res', '16'], '21 px'), (['--res', '8'], '16 px')])
+
+
+def test_check_data_draws_what_d_sees_of_the_users_own_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    draw = trainer.augment.draw
+
+    def watched(policy, x, p=None):
+        drawn.append((policy, p))
+        return draw(policy, x, p)
+    monkeypatch.setattr(trainer.augment, 'draw', watched)
+
+    def sheet(*flags):
+        """What --check-data draws, [4 rows, 8 images, 16, 16, 3], and its calls of augment.draw on images."""
+        drawn.clear()
+        assert train('sngan', 'run', '--check-data', *flags) is None
+        x = np.array(Image.open('augmented.png')).reshape(4, 16, 8, 16, 3)
+        return x.transpose(0, 2, 1, 3, 4), drawn[-3:]
+
+    kept, calls = sheet('--aug', 'ada', '--ada-p', '0')
+    args = parsed('sngan')
+    data = trainer.load_data(args)
+    rows = trainer.fixed_rows(len(data.images), 8)
+    assert (kept == data.images[rows].permute(0, 2, 3, 1).numpy()).all() and calls == [('bgc', 0.)] * 3
+
+    cut, calls = sheet('--aug', 'ada', '--ada-p', '1', '--aug-policy', 'cutout')
+    changed = (cut != kept).any((2, 3, 4))
+    assert not changed[0].any() and changed[1:].all()
+    _, calls = sheet('--aug', 'ada')
+    assert calls == [('bgc', .2), ('bgc', .5), ('bgc', .8)] and 'p = 0.2, 0.5, 0.8' in capsys.readouterr().out
+    x, calls = sheet('--aug', 'diffaug')
+    assert calls == [('color,translation,cutout', None)] * 3 and (x[1:] != x[:1]).any((2, 3, 4)).all()
+
+    os.remove('augmented.png')
+    train('sngan', 'run', '--check-data')
+    assert not os.listdir(tmp_path)                            # no run, and without --aug no sheet
 
 
 def test_help_has_every_default_and_a_protocol_sets_its_flags_only_as_defaults(capsys):
