@@ -923,6 +923,9 @@ class Observer:
                 net.noise = 'const'
             x = self.generated(net, z, y)                              # [N, 3, H, W]
             images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), x)
+            if job.run.board:
+                job.run.board.add_images('samples', x, job.run.step)
+                job.run.board.flush()
 
     def references(self):
         """The statistics of the reference and of its halves: one chooses the best checkpoint, one reports it.
@@ -1075,3 +1078,4 @@ def record_scores(run, scores, name, protocol, net, masks):
             'model': run.model, 'args': vars(run.args), 'step': run.step, 'score': record,
             'E': files.to_cpu(net.state_dict()), 'masks': files.to_cpu(masks)})
     files.append_jsonl(run.path('metrics.jsonl'), record)
+    loop.show_numbers(run, record, f'{name}/')
