@@ -35,19 +35,18 @@ def write(out, title, runs, lines=(), watch=False):
 
     lines: markdown as report.py makes it, which comes first.
     watch: whether the page loads itself anew every minute."""
-    flags = differing_flags(runs)
     protocols = list(dict.fromkeys(protocol_key(run) for run in runs if run['scores']))
     names = [f"{run['label']}, {run['path']}" for run in runs]
     data = {'names': names, 'panels': panels(runs, protocols), 'watch': watch}
     parts = {
         'title': escape(title),
         'summary': summary(runs),
-        'article': '\n'.join(html_lines(lines)),
-        'table': '\n'.join(table_lines(runs, flags, protocols)),
+        'article': '\n'.join(html_blocks(lines)),
+        'table': table_of(runs, protocols),
         'cards': '\n'.join(card(i, run, out) for i, run in enumerate(runs)),
-        'data': json.dumps(data).replace('<', '\\u003c')}      # so that no label ends the <script>
+        'data': json.dumps(data).replace('<', '\\u003c')}      # so that no name ends the <script>
 
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'webpage.html')) as f:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'webpage.html'), encoding='utf-8') as f:
         page = re.sub(r'<!--(\w+)-->', lambda mark: parts[mark[1]], f.read())
 
     def save(tmp):
@@ -84,20 +83,18 @@ def summary(runs):
     return f"{len(runs)} runs: {', '.join(counts)}; written {time.strftime('%Y-%m-%d %H:%M')}"
 
 
-def name_html(i, run):
-    """HTML of a run's line in the curves, and its name."""
-    return (f'<svg class="swatch"><path class="line dash{i % 4}" d="M1 6H23"/></svg>'
-            f'<a href="#run{i}">{escape(run["label"])}</a>')
-
-
 def badges(run):
     """HTML of a run's kind, and of how often it was resumed."""
     kind = kind_of(run)
-    html = f'<span class="badge {kind}">{kind}</span>'
     resumed = len({line.get('start') for line in run['log']}) - 1
-    if resumed > 0:
-        html += f' <span class="badge">resumed{f" {resumed} times" * (resumed > 1)}</span>'
-    return html
+    again = f' <span class="badge">resumed {resumed}×</span>' if resumed > 0 else ''
+    return f'<span class="badge {kind}">{kind}</span>{again}'
+
+
+def name_of(i, run):
+    """HTML of a run's line in the curves, and its name."""
+    return (f'<svg class="swatch"><path class="line dash{i % 3}" d="M1 6H23"/></svg>'
+            f'<a href="#run{i}">{escape(run["label"])}</a>')
 
 
 def own(i):
@@ -116,26 +113,27 @@ def differing_flags(runs):
     return [name for name, found in values.items() if len(found) > 1 and name != 'out']
 
 
-def table_lines(runs, flags, protocols):
+def table_of(runs, protocols):
     """HTML of a row for each run, and below them of the protocols of their scores."""
-    cells = [cells_of(run, flags, protocols) for run in runs]
-    titles = dict.fromkeys(title for row in cells for title in row)
+    flags = differing_flags(runs)
+    rows = [cells_of(run, flags, protocols) for run in runs]
+    titles = dict.fromkeys(title for row in rows for title in row)
     titles = sorted(titles, key=lambda title: title.startswith('--'))                  # the flags come last
 
-    lines = ['<table><thead><tr>']
-    lines += [f'<th><button>{escape(title)}</button></th>' for title in ['run', 'state', *titles]]
-    lines.append('</tr></thead><tbody>')
+    html = ''.join(f'<th><button>{escape(title)}</button></th>' for title in ['run', 'state', *titles])
+    html = f'<table><thead><tr>{html}</tr></thead><tbody>'
     for i, run in enumerate(runs):
-        lines.append(f"<tr {own(i)}><th>{name_html(i, run)}<small>{escape(run['path'])}</small></th>")
-        lines.append(f'<td>{badges(run)}</td>')
-        for text in (cells[i].get(title, '–') for title in titles):
-            lines.append(f'<td{" class=number" * bool(re.match("[+-]?[0-9]", text))}>{escape(text)}</td>')
-        lines.append('</tr>')
-    lines.append('</tbody></table>')
+        name = f"{name_of(i, run)}<small>{escape(run['path'])}</small>"
+        html += f'\n<tr {own(i)}><th>{name}</th><td>{badges(run)}</td>'
+        for text in (rows[i].get(title, '–') for title in titles):
+            kind = ' class="number"' if re.match('[-+]?[0-9]', text) else ''
+            html += f'<td{kind}>{escape(text)}</td>'
+        html += '</tr>'
+    html += '</tbody></table>'
     for n, key in enumerate(protocols, 1):
         words = protocol_words([run for run in runs if protocol_key(run) == key])
-        lines.append(f"<p class=\"note\">{f'Protocol {n}: ' * (len(protocols) > 1)}{inline(words)}.</p>")
-    return lines
+        html += f'<p class="note">Protocol {n}: {inline(words)}.</p>'
+    return html
 
 
 def cells_of(run, flags, protocols):
@@ -147,13 +145,13 @@ def cells_of(run, flags, protocols):
         best = min(run['scores'], key=lambda score: score['choose'])
         cells[f"last {last['score']}"] = f"{last['all']:.1f} ± {last['all_std']:.1f}"
         cells['best half'] = f"{best['report']:.1f} ± {best['report_std']:.1f}"
-        if len(protocols) > 1:
-            cells['protocol'] = str(protocols.index(protocol_key(run)) + 1)
+        cells['protocol'] = str(protocols.index(protocol_key(run)) + 1)
     cells['pruned'] = f"{max(run['sparsity'].values()):.2%}"
     cells['1,000 images'] = f"{run['images'] / 1000:,.1f}"
     cells['minutes'] = f"{run['seconds'] / 60:,.1f}"
     for name in flags:
-        cells[f"--{name.replace('_', '-')}"] = str(run['flags'].get(name, '–'))
+        value = run['flags'].get(name)
+        cells[f"--{name.replace('_', '-')}"] = '–' if value is None else str(value)
     return cells
 
 
@@ -163,30 +161,29 @@ def panels(runs, protocols):
     """[{title, range or None, lines}]: a panel for each protocol of scores, and those of CURVES."""
     found = []
     for n, key in enumerate(protocols, 1):
-        lines = []
-        for i, run in enumerate(runs):
-            if protocol_key(run) == key:
-                name = run['scores'][-1]['score']
-                scores = [s for s in run['scores'] if math.isfinite(s['all'] + s['all_std'])]
-                values = [[s[part] for s in scores] for part in ('step', 'all', 'all_std')]
-                lines.append(curve(i, *values))
-        title = f'{name}, protocol {n}' if len(protocols) > 1 else name
-        found.append({'title': title, 'range': None, 'lines': lines})
-
+        here = {i: run['scores'] for i, run in enumerate(runs) if protocol_key(run) == key}
+        name = next(iter(here.values()))[-1]['score']
+        lines = [score_line(i, scores) for i, scores in here.items()]
+        found.append({'title': f'{name}, protocol {n}', 'range': None, 'lines': lines})
     for key, title in CURVES.items():
-        lines = []
-        for i, run in enumerate(runs):
-            steps, values = running_mean(*log_series(run, key))
-            every = max(1, len(steps) // POINTS)
-            steps, values = steps[::every].tolist(), values[::every].round(4).tolist()
-            lines.append(curve(i, steps, values, [0] * len(steps)))
+        lines = [log_line(i, run, key) for i, run in enumerate(runs)]
         found.append({'title': title, 'range': [0, 1], 'lines': lines})
     return [panel for panel in found if any(line['x'] for line in panel['lines'])]
 
 
-def curve(i, steps, values, spreads):
-    """The line of the i-th run in a panel."""
-    return {'run': i, 'x': steps, 'y': values, 'spread': spreads}
+def score_line(i, scores):
+    """The i-th run's scores over steps, with their spreads; what is not finite is left out."""
+    scores = [score for score in scores if math.isfinite(score['all'] + score['all_std'])]
+    columns = {'x': 'step', 'y': 'all', 'spread': 'all_std'}
+    return {'run': i, **{axis: [score[key] for score in scores] for axis, key in columns.items()}}
+
+
+def log_line(i, run, key):
+    """The running mean of a number in the i-th run's log."""
+    steps, values = running_mean(*log_series(run, key))
+    every = max(1, len(steps) // POINTS)
+    steps, values = steps[::every].tolist(), values[::every].round(4).tolist()
+    return {'run': i, 'x': steps, 'y': values, 'spread': [0] * len(steps)}
 
 
 # ---- images and settings
@@ -196,9 +193,8 @@ def card(i, run, out):
     place = glob.escape(run['path'])
     settings = [f"--{name.replace('_', '-')} {value}" for name, value in run['flags'].items()]
     return '\n'.join([
-        f'<article {own(i)} id="run{i}"><h3>{name_html(i, run)} {badges(run)}</h3>',
-        f'<p class="note">{escape(run["path"])}: {escape(status(run))}</p>',
-        '<div class="pictures">',
+        f'<article {own(i)} id="run{i}"><h3>{name_of(i, run)} {badges(run)}</h3>',
+        f'<p class="note">{escape(run["path"])}: {escape(status(run))}</p><div class="pictures">',
         film(out, f'{place}/reals.png', 'training images'),
         film(out, f'{place}/samples/*.png', 'samples, step {step}'),
         film(out, f'{place}/nearest.png', 'samples beside the nearest training images'),
@@ -215,8 +211,8 @@ def film(out, pattern, caption):
     if not frames:
         return ''
     step, place = frames[-1]
-    caption = caption.format(step=f'<output>{step}</output>')
     end = len(frames) - 1
+    caption = caption.format(step=f'<output>{step}</output>')
     slider = f'<input type="range" max="{end}" value="{end}" aria-label="step">' if end else ''
     return (f'<figure data-frames="{escape(json.dumps(frames))}"><a href="{place}"><img src="{place}" '
             f'loading="lazy" alt=""></a><figcaption>{caption}{slider}</figcaption></figure>')
@@ -225,30 +221,24 @@ def film(out, pattern, caption):
 # ---- markdown
 
 def inline(text):
-    """HTML of one line of markdown: bold words, code and links."""
+    """HTML of one line of markdown: bold words and code."""
     text = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', escape(text))
     return re.sub(r'`([^`]+)`', r'<code>\1</code>', text)
 
 
-def html_lines(lines):
-    """HTML of markdown: headings, tables, pictures, lists and paragraphs, each on lines of their own."""
-    made, head = [], True                                      # head: the next row of a table is its first
-    for line in '\n'.join([*lines, '', '']).splitlines():
-        title, image = re.fullmatch('#+ (.*)', line), re.fullmatch(r'!\[(.*)\]\((.*)\)', line)
-        if line.startswith('|---'):
-            head = False
-        elif line.startswith('|'):
-            cell = 'th' if head else 'td'
-            made.append('<div class="scroll"><table>' * head + '<tr>')
-            made += [f'<{cell}>{inline(text)}</{cell}>' for text in line.strip('|').split('|')]
-            made.append('</tr>')
-        elif title:
-            made.append(f'<h3>{inline(title[1])}</h3>')
-        elif image:
-            made.append(f'<p><img src="{quote(image[2])}" alt="{escape(image[1])}" loading="lazy"></p>')
-        elif line:
-            made.append(f'<p>{inline(line)}</p>')
-        elif not head:
-            made.append('</table></div>')
-            head = True
+def html_blocks(lines):
+    """HTML of markdown whose headings, tables, pictures and paragraphs stand between empty lines."""
+    made = []
+    for block in re.split('\n\n+', '\n'.join(lines).strip()):
+        picture = re.fullmatch(r'!\[(.*)\]\((.*)\)', block)
+        if block.startswith('|'):
+            rows = [line.strip('|').split('|') for line in block.split('\n') if not line.startswith('|---')]
+            cells = [''.join(f'<td>{inline(text)}</td>' for text in row) for row in rows]
+            made.append(f'<div class="scroll"><table><tr>{"</tr><tr>".join(cells)}</tr></table></div>')
+        elif picture:
+            made.append(f'<p><img src="{quote(picture[2])}" alt="{escape(picture[1])}" loading="lazy"></p>')
+        elif block.startswith('#'):
+            made.append(f"<h3>{inline(block.lstrip('# '))}</h3>")
+        else:
+            made += [f'<p>{inline(line)}</p>' for line in block.split('\n')]
     return made

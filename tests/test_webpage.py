@@ -92,14 +92,14 @@ NAME = 'a "b" <i>&\'50%\' é#?;</script>'
 
 def test_every_image_is_there_under_a_relative_address_whatever_a_run_is_called(place):
     path = f'runs/{NAME}'.replace('/script', 'script')
-    make_run(path, 0., 70., mask=NAME)
+    make_run(path, 0., 70., transfer=NAME)                     # the label holds it
     with_films(path)
     page = written()
     found = page.images()
     assert len(found) == 3 + 5                                 # three are shown, all five are frames
     for address in found:
         assert not re.match('/|[a-z]+:', address) and os.path.isfile(os.path.join('runs/report', unquote(address)))
-    assert page.rows[1][0] == f'dense{path}'
+    assert page.rows[1][0] == f'dense + {NAME}{path}' and page.data['names'] == [f'dense + {NAME}, {path}']
     assert all(attributes.get('loading') == 'lazy' for tag, attributes in page.elements if tag == 'img')
     assert len([tag for tag, _ in page.elements if tag in ('i', 'script')]) == 2   # nothing of a name became one
 
@@ -131,7 +131,7 @@ def test_scores_of_two_protocols_have_a_panel_each_and_say_which(place):
 
 def test_running_resumed_stopped_and_failed_runs_are_marked(place):
     kinds = {'finished': 'finished', 'stopped': 'stopped', 'running': 'running', 'failed': 'failed',
-             'resumed': 'finishedresumed', 'begun': 'stopped', 'lost': 'failed'}
+             'resumed': 'finishedresumed 1×', 'begun': 'stopped', 'lost': 'failed'}
     for name in kinds:
         make_run(f'runs/{name}', 0., 70., seconds=(1., 2.) if name == 'resumed' else (4., 8.))
     for name in ('stopped', 'running', 'failed'):
@@ -228,12 +228,12 @@ def test_a_page_of_the_paper_comes_in_the_same_form_with_its_text(here, unrender
 # ---- in a browser
 
 DRIVER = """<script>
-const said = {}, order = () => all('#runs tbody tr').map(row => row.cells[0].textContent.slice(-1)).join('')
+const said = {}, names = () => all('#runs tbody tr').map(row => row.cells[0].textContent.slice(-1)).join('')
 const click = title => titles.find(t => t.textContent == title).querySelector('button').click()
-said.rows = order()
-click('last FD-effnet'); said.up = order()
-click('last FD-effnet'); said.down = order()
-click('run'); said.words = order()
+said.rows = names()
+click('last FD-effnet'); said.up = names()
+click('last FD-effnet'); said.down = names()
+click('run'); said.words = names()
 const slider = all('#run0 [type=range]')[0]
 slider.value = 1; slider.dispatchEvent(new Event('input'))
 said.film = [all('#run0 [data-frames]')[1].querySelector('img').getAttribute('src'), all('#run0 output')[0].textContent]
