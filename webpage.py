@@ -36,7 +36,7 @@ def write(out, title, runs, lines=(), watch=False):
     lines: markdown as report.py makes it, which comes first.
     watch: whether the page loads itself anew every minute."""
     protocols = list(dict.fromkeys(protocol_key(run) for run in runs if run['scores']))
-    names = [f"{run['label']}, {run['path']}" for run in runs]
+    names = [f"{run['label']}, {os.path.basename(run['path'])}" for run in runs]
     data = {'names': names, 'panels': panels(runs, protocols), 'watch': watch}
     parts = {
         'title': escape(title),

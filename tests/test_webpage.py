@@ -99,7 +99,7 @@ def test_every_image_is_there_under_a_relative_address_whatever_a_run_is_called(
     assert len(found) == 3 + 5                                 # three are shown, all five are frames
     for address in found:
         assert not re.match('/|[a-z]+:', address) and os.path.isfile(os.path.join('runs/report', unquote(address)))
-    assert page.rows[1][0] == f'dense + {NAME}{path}' and page.data['names'] == [f'dense + {NAME}, {path}']
+    assert page.rows[1][0] == f'dense + {NAME}{path}' and page.data['names'] == [f'dense + {NAME}, {path[5:]}']
     assert all(attributes.get('loading') == 'lazy' for tag, attributes in page.elements if tag == 'img')
     assert len([tag for tag, _ in page.elements if tag in ('i', 'script')]) == 2   # nothing of a name became one
 
@@ -240,6 +240,7 @@ said.film = [all('#run0 [data-frames]')[1].querySelector('img').getAttribute('sr
 said.lines = all('#curves figure').map(figure => all('g', figure).length)
 all('#runs tbody tr')[1].dispatchEvent(new Event('pointerover', {bubbles: true}))
 said.on = all('.on').map(part => part.tagName + part.dataset.run)
+drawAll(); said.still = all('.on').length
 filter.value = 'TICKET 3'; filter.oninput()
 said.filtered = all('#runs tbody tr').filter(row => !row.hidden).length
 said.cards = all('article').filter(card => !card.hidden).length
@@ -269,6 +270,6 @@ def test_the_script_sorts_turns_films_lights_up_and_filters(place):
     said = json.loads(html.unescape(said[1]))
     assert said['rows'] == 'adbc' and said['up'] == 'cabd' and said['down'] == 'bacd' and said['words'] == 'dabc'
     assert said['film'] == ['../a/samples/000004.png', '4'] and said['lines'] == [3, 4, 4, 4]
-    assert sorted(said['on']) == ['ARTICLE0', 'TR0', *['g0'] * 4]
+    assert sorted(said['on']) == ['ARTICLE0', 'TR0', *['g0'] * 4] and said['still'] == 6
     assert said['filtered'] == said['cards'] == 1 and said['thin'] == [1, 1, 1, 1]
     assert said['sizes'] and said['wide']
