@@ -193,9 +193,10 @@ def main(args):
         # Algorithm 2: train the generator
         rng = loop.rng(args.seed, 'G', step)
         draw_latents(rng)
-        G.update(g_step, parts)
+        G.update(g_step, parts, keep=job.moves())
 
         E.track(G, args.ema if step > args.ema_start else 0)
+        job.move_masks()                                               # --dst, the rival of a ticket
         job.after_step()                                               # p of ADA
         job.observe()                                                  # log, grid, score
     return job.finish()
