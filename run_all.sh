@@ -5,11 +5,12 @@
 #   bash run_all.sh test quick           the tests without those that are marked slow
 #   bash run_all.sh test tests/test_loop.py -k resume           some of them, in pytest's words
 #   bash run_all.sh fig7 controls        tables, figures, controls, small; paper/experiments.py --help lists them; all
-#   JOBS=2 bash run_all.sh evidence      the trainings of results/PLAN.md that are missing, and the tables of RESULTS.md
+#   bash run_all.sh evidence             the trainings of results/PLAN.md that are missing, and the tables of RESULTS.md
 #   bash run_all.sh --dry-run table4     the commands of a table, one a line; STAGE=3: those of one stage
 #   SCALE=smoke bash run_all.sh          the demo in a few steps; SCALE=smoke bash run_all.sh all: of everything
 #   SCALE=paper GPUS=8 bash run_all.sh table3                   as published
 #   SEEDS="0 1 2" JOBS=4 STEPS=2500 bash run_all.sh fig7        three seeds a row, four trainings at a time, longer ones
+# JOBS is one a core by default, with one thread each; 1 with SCALE=paper or a GPU.
 # Finished runs are skipped, cut ones resume, failed ones are named at the end; Ctrl-C stops everything.
 # The pages are runs/SCALE/report/NAME/report.md and index.html.  What this runs, by hand:
 #   python paper/experiments.py fig7 > rows.txt                 the commands
@@ -19,7 +20,17 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export MPLBACKEND=Agg
 SCALE=${SCALE:-demo}
-JOBS=${JOBS:-1}
+
+# One training a core, if there is memory for them: two small ones of one thread each do 1.8 times the work of one
+# of two threads.  As published, and on a GPU: one.
+default_jobs() {
+    local cores memory
+    if [ "$SCALE" = paper ] || nvidia-smi -L >/dev/null 2>&1; then echo 1; return; fi
+    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+    memory=$(awk '/MemAvailable/ {print int($2 / 1.5e6) + 1}' /proc/meminfo 2>/dev/null || echo "$cores")   # of 1.5 GB
+    echo $((cores < memory ? cores : memory))
+}
+JOBS=${JOBS:-$(default_jobs)}
 
 # Refuse a variable that does not match a pattern: name, value, pattern, what it may be.  Empty: the default.
 check() {
@@ -72,32 +83,28 @@ tests() {
         exit $code' "$PY" "$marker"
 }
 
-# A ticket of the bundled faces, trained in four ways, and its page.
+# A ticket of the bundled faces, trained in four ways: 'STAGE NAME SCRIPT FLAGS' a line.
+faces=runs/faces${STEPS:+-$STEPS}
+[ "$SCALE" != smoke ] || faces=runs/faces-smoke
 demo() {
-    local out=runs/faces${STEPS:+-$STEPS} steps=${STEPS:-1000} few=
+    local out=$faces steps=${STEPS:-1000} few=
     if [ "$SCALE" = smoke ]; then
-        out=runs/faces-smoke
         steps=${STEPS:-4}
         few='--eval-samples 16 --eval-repeats 1'
     fi
     local flags="--data emoji-faces --steps $steps --eval-every $(((steps + 1) / 2)) $few"
-    script find_ticket sngan $flags --rounds 2 --out $out/find --ticket $out/ticket.pt
-    script train_sngan $flags --mask $out/ticket.pt --out $out/ticket
-    script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-advaug --advaug gd
-    script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-diffaug --aug diffaug
-    script train_sngan $flags --mask $out/ticket.pt --out $out/ticket-diffaug-advaug --aug diffaug --advaug gd
-    run $PY report.py $out
+    local train="3 demo train_sngan $flags --mask $out/ticket.pt"
+    echo "1 demo find_ticket sngan $flags --rounds 2 --out $out/find --ticket $out/ticket.pt"
+    echo "$train --out $out/ticket"
+    echo "$train --out $out/ticket-advaug --advaug gd"
+    echo "$train --out $out/ticket-diffaug --aug diffaug"
+    echo "$train --out $out/ticket-diffaug-advaug --aug diffaug --advaug gd"
 }
 
 case "${1:-demo}" in
 test)
     shift
     tests "$@"
-    exit ;;
-demo)
-    [ $# -le 1 ] || { echo "error: demo stands alone; tables and figures: ${*:2}" >&2; exit 2; }
-    demo
-    echo "Tables and figures, small or with SCALE=paper: bash run_all.sh --dry-run all"
     exit ;;
 evidence)
     code=0
@@ -109,7 +116,7 @@ esac
 # ---- tables and figures: what they ask for
 
 dry_run=
-if [ "$1" = --dry-run ]; then
+if [ "${1:-}" = --dry-run ]; then
     dry_run=1
     shift
 fi
@@ -117,7 +124,12 @@ rows=$(mktemp)                      # 'STAGE NAME SCRIPT FLAGS'
 once=$rows.once                     # 'STAGE SCRIPT FLAGS': what several experiments share comes once
 ended=$rows.ended                   # 'CODE SCRIPT FLAGS'
 trap 'rm -f "$rows"*' EXIT
-$PY paper/experiments.py "$@" --scale "$SCALE" --seeds ${SEEDS:-0} ${STEPS:+--steps $STEPS} >"$rows"
+if [ "${1:-demo}" = demo ]; then
+    [ $# -le 1 ] || { echo "error: demo stands alone; tables and figures: ${*:2}" >&2; exit 2; }
+    demo >"$rows"
+else
+    $PY paper/experiments.py "$@" --scale "$SCALE" --seeds ${SEEDS:-0} ${STEPS:+--steps $STEPS} >"$rows"
+fi
 cut -d' ' -f1,3- "$rows" | awk '!seen[$0]++' >"$once"
 
 if [ "$dry_run" ]; then
@@ -133,10 +145,18 @@ stop=                               # torchrun does not hand on the code of a sc
 trap 'stop=130' INT
 trap 'stop=143' TERM
 
-# One training; how it ended goes into $ended.
+# The lines of the input behind a name, until the input ends: a signal is for the training, which then says more.
+named() { trap '' INT TERM; awk -v name="$1" '{print name ": " $0; fflush()}'; }
+
+# One training; how it ended goes into $ended.  Side by side, each line says which training it is of.
 train() {
-    local code=0
-    script "$@" </dev/null || code=$?
+    local code=0 line="$*" out
+    if [ "$JOBS" = 1 ]; then
+        script "$@" </dev/null || code=$?
+    else
+        out=${line##*--out }
+        script "$@" </dev/null > >(named "${out%% *}") || code=$?
+    fi
     echo "$code $*" >>"$ended"
 }
 
@@ -160,6 +180,11 @@ if [ "$JOBS" != 1 ] && [ "${GPUS:-1}" = 1 ] && command -v nvidia-smi >/dev/null;
     IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$all}"
 fi
 next=0
+
+if [ "$JOBS" != 1 ] && [ "${#cards[@]}" = 0 ]; then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    echo "$JOBS trainings at a time, threads of each: $OMP_NUM_THREADS; JOBS=1 takes one after the other, with all cores"
+fi
 
 : >"$ended"
 for stage in 1 2 3 4; do
@@ -203,6 +228,7 @@ place=runs/$SCALE
 for name in $(cut -d' ' -f2 "$rows" | awk '!seen[$0]++'); do
     out=$place/report/$name
     case $name in
+    demo) run $PY report.py "$faces" || failed=1; continue ;;
     leak) leaks "$out" || failed=1 ;;
     fewshot | fig5 | fig6) sheets "$name" || failed=1 ;;
     esac
@@ -211,4 +237,5 @@ done
 while read -r code line; do
     [ "$code" = 0 ] || { echo "failed: $line"; failed=1; }
 done <"$ended"
+[ "${1:-demo}" != demo ] || echo "Tables and figures, small or with SCALE=paper: bash run_all.sh --dry-run all"
 exit $failed

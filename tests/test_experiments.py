@@ -80,6 +80,7 @@ def test_a_seed_fixes_weights_subset_and_place():
 
 FAKE = """import os, sys
 out = sys.argv[sys.argv.index('--out') + 1]
+print('threads', os.environ.get('OMP_NUM_THREADS'))
 with open('ran', 'a') as f:
     print(os.path.basename(out), file=f)
 sys.exit(int(os.environ.get('END_' + os.path.basename(out).replace('-', '_').replace('.', '_'), 0)))
@@ -119,6 +120,18 @@ def test_a_failed_row_is_named_and_stops_no_other(place, jobs):
 def test_what_is_stopped_stops_everything_with_its_code(place, jobs):
     done, ran = run_all(place, 'table6', JOBS=jobs, END_dense_noise='75')
     assert done.returncode == 75 and len(ran) < 6 and "page of ['table6'" not in done.stdout
+
+
+def test_trainings_side_by_side_take_one_thread_each_and_name_their_lines(place, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    (place / 'report.py').write_text('')
+    done, ran = run_all(place, JOBS='3')
+    assert done.returncode == 0 and ran[0] == 'find' and len(ran) == 5, done.stdout + done.stderr
+    assert done.stdout.count('3 trainings at a time, threads of each: 1;') == 1
+    for name in ran:
+        assert f'runs/faces/{name}: threads 1\n' in done.stdout
+    alone, _ = run_all(place, JOBS='1')
+    assert alone.stdout.count('\nthreads None\n') == 5 and 'at a time' not in alone.stdout
 
 
 def test_findings_come_before_what_needs_them_and_the_dry_run_prints_each_command_once(place):
