@@ -256,7 +256,7 @@ def erk(masks, density):
     for name in sums:
         counts[name] = max(int(c * sums[name]), 1)
 
-    # What rounding left over goes, one by one, to the sparsest tensors; what it took too much, comes from the densest.
+    # What rounding left over goes to the sparsest tensors, and what it took too much comes from the densest.
     while sum(counts.values()) != goal:
         way = 1 if sum(counts.values()) < goal else -1
         name = min(sums, key=lambda name: way * counts[name] / sizes[name])

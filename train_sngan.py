@@ -119,8 +119,7 @@ def main(args):
         G.update(g_step, parts_g, keep=job.moves())
 
         E.track(G, args.ema if step > args.ema_start else 0)
-        job.move_masks()                                               # --dst, the rival of a ticket
-        job.after_step()                                               # p of ADA
+        job.after_step()                                               # p of ADA, masks of --dst
         job.observe()                                                  # log, grid, score
     return job.finish()
 

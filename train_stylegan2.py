@@ -478,8 +478,7 @@ def main(args):
             D.update(r1_step, parts)
 
         E.track(G, decay(args, step))
-        job.move_masks()                                               # --dst, the rival of a ticket
-        job.after_step()                                               # p of ADA
+        job.after_step()                                               # p of ADA, masks of --dst
         job.observe()                                                  # log, grid, score
     return job.finish()
 

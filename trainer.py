@@ -117,7 +117,8 @@ def add_network_flags(group, experiments, presets):
       help='instead of a ticket, train G under random masks of --density: static: they stay; set, rigl: the '
            'smallest weights go, and random ones (set) or those of largest gradient (rigl) come back')
     a('--density', type=float, metavar='SHARE', help="with --dst: share of G's convolution weights that live")
-    a('--dst-every', type=int, default=500, metavar='N', help='with --dst set or rigl: steps between two moves')
+    a('--dst-every', type=int, default=500, metavar='N',
+      help='with --dst set or rigl: steps between two moves')
 
 
 def add_training_flags(group, experiments):
@@ -694,7 +695,9 @@ class Training:
 
     @torch.no_grad()
     def after_step(self):
-        """p of ADA and APA changes here (augment.Controller.adjust), after the updates of a step."""
+        """What changes after the updates of a step: the masks of --dst, and p (augment.Controller.adjust)."""
+        if self.moves():
+            self.sparse.move(self.run.step)
         if not self.ada:
             return
         if self.held:                                 # r_v needs D on held-out images, too
@@ -710,11 +713,6 @@ class Training:
     def moves(self):
         """Whether the masks of --dst move at the end of this step."""
         return bool(self.sparse) and self.sparse.due(self.run.step)
-
-    def move_masks(self):
-        """--dst: weights go and come back, where that falls due."""
-        if self.moves():
-            self.sparse.move(self.run.step)
 
     def observe(self):
         """The log line, the grid and the score, where they fall due."""
@@ -760,7 +758,7 @@ def stateful_parts(args, device):
 
 
 class Sparse:
-    """Masks of G that move during one training (--dst): static, SET (Mocanu et al. 2018), RigL (Evci et al. 2020).
+    """Masks of G that move during one training (--dst): SET (Mocanu et al. 2018), RigL (Evci et al. 2020).
 
     Every --dst-every steps t of T, the int(f(t) alive) smallest g_i |w_i| of the whole network go, with
         f(t) = .005 + (.5 - .005) (1 + cos(pi t / T)) / 2
