@@ -25,6 +25,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ MAY_CHANGE = {
     'out', 'restart', 'steps', 'max_hours',
     'save_every', 'sample_every', 'log_every', 'eval_every',
     'metrics', 'weights', 'eval_batch', 'cache',
-    'root', 'strict', 'check_data',
+    'root', 'strict', 'check_data', 'tensorboard',
     'device', 'batch_gpu'}
 
 # Flags that name files.  What the files hold is compared (by a hash or a fingerprint), the spelling is not.
@@ -86,6 +87,8 @@ def add_flags(group, experiments=None):
     a('--sample-every', type=int,
       help='steps between grids of samples (default: after a minute, then at doubling intervals)')
     a('--log-every', type=int, default=50, help='steps between lines of log.jsonl')
+    a('--tensorboard', action='store_true',
+      help='the log, the scores and the grids for TensorBoard, too: tensorboard --logdir runs')
     a('--precision', choices=['auto', 'fp32', 'bf16'], default='auto',
       help='number format inside the networks; auto: bf16 where the hardware has it, else fp32')
     a('--graph', action=argparse.BooleanOptionalAction, default=False,
@@ -100,6 +103,8 @@ def check_run_flags(args):
     check_device(args)
     if args.graph and not may_use_gpu(args):
         cli.refuse('--graph records CUDA graphs and there is no CUDA device in use: use --no-graph')
+    if args.tensorboard and importlib.util.find_spec('tensorboard') is None:
+        cli.refuse('--tensorboard needs a package that is not here: pip install tensorboard')
     cli.check_output('--out', args.out, folder=True)
 
 
@@ -476,6 +481,10 @@ def clear_run(out):
         for name in os.listdir(f'{out}/samples'):
             if name.removesuffix('.png').isdigit():
                 names.append(f'samples/{name}')
+    if os.path.isdir(f'{out}/tensorboard'):
+        for name in os.listdir(f'{out}/tensorboard'):
+            if name.startswith('events.out.tfevents.'):
+                names.append(f'tensorboard/{name}')
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             os.remove(f'{out}/{name}')
@@ -490,6 +499,26 @@ def peak_memory(device):
     import resource                                   # not on Windows
     unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def open_board(args, out, step):
+    """What --tensorboard writes with, in out/tensorboard; None without it, and on ranks other than 0.
+
+    TensorBoard leaves out what a process before this one has written there behind this step."""
+    if cli.world()[0] or not args.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter          # a package that is needed here alone
+    return SummaryWriter(f'{out}/tensorboard', purge_step=step + 1)
+
+
+def show_numbers(run, record, prefix=''):
+    """Write the numbers of a record for TensorBoard, with --tensorboard."""
+    if not run.board:
+        return
+    for name, value in record.items():
+        if name != 'step' and isinstance(value, (int, float)):
+            run.board.add_scalar(prefix + name, value, run.step)
+    run.board.flush()
 
 
 def claim(out):
@@ -616,6 +645,7 @@ class Run:
         if may_use_gpu(args):
             self.device = torch.device('cuda')
         self.step = 0
+        self.board = None                             # of --tensorboard, see open_board
         self.done = False                             # whether last.pt says that nothing is left to do
 
         # The clock: when something was last done, and what falls due at this step
@@ -687,6 +717,7 @@ class Run:
                 kept = [record for record in files.read_jsonl(file) if record['step'] <= self.step]
                 files.write_jsonl(file, kept)
         barrier()
+        self.board = open_board(self.args, self.out, self.step)
 
         before = self.checkpoints.failure()
         if before:
@@ -814,6 +845,7 @@ class Run:
                 **values,
                 'images_per_s': images_per_s, 'peak_mb': peak_mb,
                 'start': round(self.start, 1), 'time': round(now - self.start, 1)})
+            show_numbers(self, {**values, 'images_per_s': images_per_s, 'peak_mb': peak_mb})
         self.last_log = now
         self.steps_logged = self.step
         self.idle = time.time() - now

@@ -461,18 +461,18 @@ def draw_augmented(args, data):
     """Write augmented.png: up to eight training images, and below them three times what D sees of them.
 
     ADA acts with probability p: 0.2, 0.5 and 0.8, or --ada-p.  DiffAugment always acts."""
-    p = [None] * 3
+    strengths = [None] * 3
     how = 'in three draws'
     if args.aug == 'ada':
-        p = AUGMENTED_P if args.ada_p is None else [args.ada_p] * 3
-        how = f'with p = {", ".join(map(str, p))}'
+        strengths = AUGMENTED_P if args.ada_p is None else [args.ada_p] * 3
+        how = f'with p = {", ".join(map(str, strengths))}'
 
     rows = fixed_rows(len(data.images), 8)
     x = images.batch(data.images[rows])               # [8, 3, H, W]
     sheet = [metrics.to_uint8(x)]
     with loop.seeded(args.seed):
-        for strength in p:
-            T = augment.draw(args.aug_policy, x, strength)
+        for p in strengths:
+            T = augment.draw(args.aug_policy, x, p)
             sheet.append(metrics.to_uint8(T(x)))
     images.save_grid(AUGMENTED, torch.cat(sheet), len(rows))
     cli.say(f'{AUGMENTED}: {len(rows)} training images, and below them what D sees of them: '
@@ -1015,6 +1015,9 @@ class Observer:
                 net.noise = 'const'
             x = self.generated(net, z, y)                              # [N, 3, H, W]
             images.save_grid(job.run.path(f'samples/{job.run.step:06d}.png'), x)
+            if job.run.board:
+                job.run.board.add_images('samples', x, job.run.step)
+                job.run.board.flush()
 
     def references(self):
         """The statistics of the reference and of its halves: one chooses the best checkpoint, one reports it.
@@ -1167,3 +1170,4 @@ def record_scores(run, scores, name, protocol, net, masks):
             'model': run.model, 'args': vars(run.args), 'step': run.step, 'score': record,
             'E': files.to_cpu(net.state_dict()), 'masks': files.to_cpu(masks)})
     files.append_jsonl(run.path('metrics.jsonl'), record)
+    loop.show_numbers(run, record, f'{name}/')

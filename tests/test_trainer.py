@@ -1,6 +1,7 @@
 """gan.py and trainer.py: updates against a plain loop, Eqs. 3-6 in closed form, flags, classes, widths."""
 import contextlib
 import copy
+import io
 import itertools
 import os
 import weakref
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from helpers import METHOD, SLOW, all_refused, equal, parsed, refused, script, train
+from helpers import METHOD, SCORE, SLOW, all_refused, equal, parsed, refused, script, train
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -442,6 +443,51 @@ def test_check_data_draws_what_d_sees_of_the_users_own_images(tmp_path, monkeypa
     assert not os.listdir(tmp_path)                            # no run, and without --aug no sheet
 
 
+def shown_in_tensorboard(out):
+    """{tag: [(step, value)]} of the numbers that TensorBoard shows of a run, and its grids [(step, PNG)]."""
+    package = 'tensorboard.backend.event_processing.event_accumulator'
+    events = pytest.importorskip(package).EventAccumulator(f'{out}/tensorboard', {'images': 0, 'scalars': 0})
+    events.Reload()
+    numbers = {}
+    for tag in events.Tags()['scalars']:
+        numbers[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return numbers, [(event.step, event.encoded_image_string) for event in events.Images('samples')]
+
+
+def test_tensorboard_shows_the_log_the_scores_and_the_grids_also_after_a_resume(tmp_path):
+    board = pytest.importorskip('torch.utils.tensorboard')
+    out = tmp_path / 'run'
+    flags = ['--tensorboard', *SCORE]
+    train('sngan', out, '--steps', 2, *flags)
+    with board.SummaryWriter(f'{out}/tensorboard') as late:    # as of a process that was killed at step 3
+        late.add_scalar('loss_g', 99., 3)
+    train('sngan', out, '--steps', 4, *flags)
+
+    numbers, grids = shown_in_tensorboard(out)
+    log = files.read_jsonl(out / 'log.jsonl')
+    assert {'acc_gen', 'images_per_s', 'peak_mb'} < numbers.keys() and 'step' not in numbers
+    for tag in numbers:
+        if '/' not in tag:
+            right = [(line['step'], line[tag]) for line in log if tag in line]
+            assert [step for step, _ in numbers[tag]] == [step for step, _ in right]
+            assert np.allclose([value for _, value in numbers[tag]], [value for _, value in right])
+    scores = files.read_jsonl(out / 'metrics.jsonl')
+    report = [(record['step'], pytest.approx(record['report'])) for record in scores]
+    assert numbers['FD-effnet/report'] == report and len(scores) == 2
+
+    assert [step for step, _ in grids] == [0, 2, 4]
+    drawn = np.array(Image.open(io.BytesIO(grids[-1][1])))
+    assert (drawn == np.array(Image.open(out / 'samples/000004.png'))).all()
+
+    train('sngan', out, '--steps', 1, '--restart', *flags[:1])
+    assert [step for step, _ in shown_in_tensorboard(out)[1]] == [0, 1]
+
+
+def test_tensorboard_that_is_not_installed_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(loop.importlib.util, 'find_spec', lambda name: None)
+    refused(capsys, lambda: parsed('sngan', '--tensorboard'), '--tensorboard', 'pip install tensorboard')
+
+
 def test_help_has_every_default_and_a_protocol_sets_its_flags_only_as_defaults(capsys):
     for recipe in (script('sngan'), script('biggan'), script('stylegan2'), find_ticket):
         with pytest.raises(SystemExit) as e:
@@ -503,7 +549,7 @@ def test_accuracies_count_the_right_side_and_leave_D_as_it_was():
 
 def test_the_best_generator_is_that_of_the_lowest_choosing_half_and_keeps_its_record(tmp_path):
     run = Namespace(model='sngan', rank=0, args=Namespace(seed=0), path=lambda name: f'{tmp_path}/{name}')
-    run.say = print
+    run.say, run.board = print, None
     net, best = torch.nn.Linear(1, 1, bias=False), []
     for run.step, choose in ((1, 5.), (2, 3.), (3, 4.), (4, 2.), (5, 9.)):
         net.weight.data.fill_(run.step)
