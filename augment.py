@@ -10,6 +10,7 @@ Use:
     ada = augment.Controller(images=64)                       # its p follows how much D overfits
     ada.add(real=torch.randn(8))                              # D's logits on augmented real images
     ada.adjust(step=4)                                        # moves ada.p
+    real, _ = augment.pseudo(x, torch.zeros_like(x), p=.3)    # APA: some reals are generated images
 
 U(a, b) is a uniform random number and N a standard normal one; each image has its own.  Value 0 is mid-grey.
 
@@ -45,6 +46,9 @@ geom is one affine map, resampled as in appendix B of Karras et al.: reflect, up
 sym6, look up bilinearly, downsample x2.  All of color is one 3x4 matrix; for 1 channel, what it does to
 grey.  Images have 16 to 1024 px a side, and at least 22 for filter.  TF32 rounds products only where torch's
 setting for matmul allows it.
+
+APA (Jiang et al. 2021) augments no image.  With probability p a real image of D's batch is replaced by a
+generated one, which D is told is real; p follows r_t as in ADA.
 """
 import functools
 
@@ -53,6 +57,7 @@ import torch
 
 # ---- flags
 
+ADAPTIVE = ('ada', 'apa')                                      # values of --aug whose p a Controller moves
 STEERING = ('ada_heuristic', 'ada_target', 'ada_kimg', 'ada_interval', 'ada_pmax')     # how p moves
 
 # What each number may be.  The intervals are checked where the flags are parsed (cli.check_ranges).
@@ -69,8 +74,9 @@ def add_flags(group, experiments=None):
 
     experiments defaults to `group`."""
     experiments = experiments or group
-    group.add_argument('--aug', choices=['none', 'diffaug', 'ada'], default='none',
-                       help='augmentation of every image that D sees')
+    group.add_argument('--aug', choices=['none', 'diffaug', 'ada', 'apa'], default='none',
+                       help='augmentation of every image that D sees; apa: with a probability p that follows '
+                            'D as in ada, a real image is replaced by a generated one')
     experiments.add_argument('--aug-policy',
                              help='parts of DiffAugment (default: all), or of ADA (default: bgc), such as '
                                   + ', '.join(PIPES))
@@ -106,11 +112,12 @@ def contradiction(args, default):
     for name, value in vars(args).items():
         if not name.startswith(('aug_', 'ada_')) or value == default(name):
             continue
-        if name.startswith('aug_') and args.aug == 'none':
-            return (f'{flag(name)} does nothing with --aug none: '
+        if name.startswith('aug_') and args.aug in ('none', 'apa'):
+            return (f'{flag(name)} does nothing with --aug {args.aug}: '
                     'add --aug diffaug or --aug ada, or leave it out')
-        if name.startswith('ada_') and args.aug != 'ada':
-            return f'{flag(name)} does nothing with --aug {args.aug}: add --aug ada, or leave it out'
+        if name.startswith('ada_') and args.aug not in ADAPTIVE:
+            return (f'{flag(name)} does nothing with --aug {args.aug}: '
+                    'add --aug ada or --aug apa, or leave it out')
         if name in STEERING and args.ada_p is not None:
             return f'{flag(name)} steers p, which --ada-p {args.ada_p} fixes: leave one out'
 
@@ -125,7 +132,7 @@ def contradiction(args, default):
         args.ada_target = getattr(args, 'ada_rt_target', .6)               # a preset may bring its own for rt
 
     # Parts that do not exist
-    if args.aug != 'none':
+    if args.aug in ('diffaug', 'ada'):
         try:
             policy_names(args.aug_policy, ada=args.aug == 'ada')
         except ValueError as e:
@@ -800,8 +807,20 @@ def ada(P, x, generator=None):
 
 # ---- ADA's probability
 
+def pseudo(real, fake, p, y=None, y_fake=None):
+    """APA: each image of real [N, C, H, W] gives way with probability p to the one of fake in its place.
+
+    Returns the images and their classes [N], those of y or of y_fake; None without classes.  No gradient flows
+    into fake."""
+    gone = torch.rand(len(real), device=real.device) < p               # [N]
+    x = torch.where(gone[:, None, None, None], fake.detach().to(real.dtype), real)
+    if y is not None:
+        y = torch.where(gone, y_fake, y)
+    return x, y
+
+
 class Controller:
-    """ADA's p, which follows how much D overfits.  `p` is a float in [0, pmax], the same on all ranks.
+    """p of ADA and APA, which follows how much D overfits.  `p` is a float in [0, pmax], the same on all ranks.
 
     Every `interval` steps of G, p moves by interval * images / (1000 kimg), up where r is above its target,
     down where it is below.  All images are augmented.

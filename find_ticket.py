@@ -466,6 +466,8 @@ def check_training(args):
     if args.flags.mask:
         cli.refuse(f'--mask {args.flags.mask}: find_ticket.py makes the masks; '
                    'give --init-from for trained weights')
+    if args.flags.dst:
+        cli.refuse(f'--dst {args.flags.dst} trains under masks of its own: leave it out')
     if getattr(args.flags, 'transfer', None) == 'minegan':
         cli.refuse('--transfer minegan: the miner is no part of a ticket')
     if args.rewind >= args.flags.steps:

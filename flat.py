@@ -83,6 +83,7 @@ class Flat:
         self.share_sn = share_sn
         self.calls = weakref.WeakKeyDictionary()      # of `replay`: weak, because f holds this network, too
         self.graphs = weakref.WeakKeyDictionary()
+        self.dense_g = None                           # see `update`
         self.now = 1
 
         # Where each tensor lies in the vectors w and g: {name: (shape, stride, offset)}
@@ -151,12 +152,24 @@ class Flat:
         for name in names:
             self.view(self.gradient_mask, name).zero_()
 
+    def remask(self, masks):
+        """From now on these weights are alive, {name: bool tensor}.  The others are 0, and their moments, too.
+
+        A weight that comes back starts at 0, and Adam knows nothing of its past.  Ends what `freeze` held."""
+        self.masks.update(masks)
+        self.freeze(())
+        state = self.adam.state.get(self.w, {}) if self.adam else {}
+        for vector in (self.w.data, state.get('exp_avg'), state.get('exp_avg_sq')):
+            if vector is not None:
+                vector.mul_(self.gradient_mask)
+
     # ---- one update
 
-    def update(self, f, parts=(slice(None),)):
+    def update(self, f, parts=(slice(None),), keep=False):
         """One step of Adam on the mean of f(part) -> loss over the micro-batches `parts`.
 
-        A loss without a graph says that f has run its own backward pass (advaug.backward)."""
+        A loss without a graph says that f has run its own backward pass (advaug.backward).
+        keep: leave the gradient of all weights, also of the pruned ones, in `dense_g`."""
         with self.requiring_grad():
             if self.graph:
                 self.replay(f, parts)
@@ -167,6 +180,9 @@ class Flat:
         if ranks > 1:
             dist.all_reduce(self.bucket)
             self.bucket /= ranks
+
+        if keep:
+            self.dense_g = self.g.clone()
 
         # Masks act here: a pruned weight has a zero gradient and zero moments, so Adam leaves it at 0.
         if self.gradient_mask is not None:

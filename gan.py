@@ -38,7 +38,9 @@ SUMS = ('L_D', 'D_real', 'D_fake', 'L_D_adv', 'D_shift', 'R_LC', 'R_1',    # wha
 
 def draw(args, x, ada=None):
     """T for images like x [N, 3, H, W]: DiffAugment, ADA with the p of its controller, or the identity."""
-    policy = None if args.aug == 'none' else args.aug_policy
+    policy = None
+    if args.aug in ('diffaug', 'ada'):
+        policy = args.aug_policy
     return augment.draw(policy, x, ada.p if ada else None)
 
 
@@ -65,6 +67,9 @@ def d_loss(D, real, fake, args, sums, y=None, y_fake=None, ada=None, lecam=None,
     f_D, _ = losses.LOSSES[args.loss]
     if args.margin != 1:
         f_D = functools.partial(losses.hinge, margin=args.margin)
+
+    if args.aug == 'apa':                                              # D is told that some fakes are real
+        real, y = augment.pseudo(real, fake, ada.p, y, y_fake)
 
     # T(x) and T(G(z)), with one draw of T.  --aug-on real leaves G(z) as it is, so that G learns T, too.
     real = real.detach().requires_grad_(r1 > 0)                        # R_1 is a gradient by x, before T

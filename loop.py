@@ -68,7 +68,7 @@ RANGES = {
 
 # {flag: default} of flags that are younger than the first edition.  Such a flag counts only where it differs
 # from its default, so that older runs resume and keep their directory's name.
-YOUNGER_FLAGS = {}
+YOUNGER_FLAGS = {'dst': None, 'density': None, 'dst_every': 500}
 
 
 def add_flags(group, experiments=None):

@@ -129,6 +129,11 @@ def largest(masks, scores, keep):
     scores: {name: tensor}.  Raises ValueError with the name of a tensor that would become empty."""
     if not masks:
         return {}
+    return nonempty(top(masks, scores, keep))
+
+
+def top(masks, scores, keep):
+    """As `largest`, but a tensor may become empty."""
     survivors = []
     for name, mask in masks.items():
         survivors.append(scores[name][mask])                   # [number alive in this tensor]
@@ -145,7 +150,7 @@ def largest(masks, scores, keep):
     for (name, mask), part in zip(masks.items(), parts):
         new[name] = mask.clone()
         new[name][mask] = part
-    return nonempty(new)
+    return new
 
 
 def magnitude(net, masks, rho=.2, keep=None, gains=None):
@@ -221,6 +226,72 @@ def slim(net, masks, norms, keep):
             view.fill_(False)
         left = fewer
     return new
+
+
+# ---- sparse from the start: masks that move during one training, the rival of a ticket
+
+def erk(masks, density):
+    """How many weights of each tensor live, {name: count}, so that int(density * all) live in the network.
+
+    Erdos-Renyi for kernels (Evci et al. 2020): the share of a tensor that lives is
+        c (sum of its shape) / (product of its shape), at most 1,
+    with one c for the whole network.  Raises ValueError for less than one weight a tensor."""
+    sizes = {name: mask.numel() for name, mask in masks.items()}
+    goal = int(density * sum(sizes.values()))
+    if goal < len(sizes):
+        raise ValueError(f'a density of {density} leaves {goal} weights to {len(sizes)} tensors')
+
+    # Tensors that c would fill to more than all of them are dense, and the others share what is left.
+    full = set()
+    while True:
+        left = goal - sum(sizes[name] for name in full)
+        sums = {name: sum(mask.shape) for name, mask in masks.items() if name not in full}
+        c = left / max(sum(sums.values()), 1)
+        over = {name for name in sums if c * sums[name] > sizes[name]}
+        if not over:
+            break
+        full |= over
+
+    counts = {name: sizes[name] for name in full}
+    for name in sums:
+        counts[name] = max(int(c * sums[name]), 1)
+
+    # What rounding left over goes to the sparsest tensors, and what it took too much comes from the densest.
+    while sum(counts.values()) != goal:
+        way = 1 if sum(counts.values()) < goal else -1
+        name = min(sums, key=lambda name: way * counts[name] / sizes[name])
+        counts[name] += way
+    return {name: counts[name] for name in masks}
+
+
+def sparse(masks, density, rng):
+    """Random masks of this density, shared among the tensors as `erk` says.  rng: a numpy generator."""
+    first = {}
+    for name, count in erk(masks, density).items():
+        places = torch.arange(masks[name].numel()).view_as(masks[name])
+        first[name] = places < count
+    return random_layers(first, rng)
+
+
+def drop(net, masks, count, gains=None):
+    """New masks without the `count` smallest |weights| of the network; the largest of each tensor stays.
+
+    net, gains: as in `magnitude`."""
+    gains = gains or {}
+    weights = tensors(net)
+    scores = {}
+    for name, mask in masks.items():
+        score = (weights[name].detach().cpu().abs() * gains.get(name, 1.) * mask).contiguous()
+        score.view(-1)[score.argmax()] = float('inf')
+        scores[name] = score
+    return largest(masks, scores, alive(masks) - count)
+
+
+def grow(masks, scores, count):
+    """New masks with `count` weights more: those of largest score among the pruned ones of the network."""
+    pruned = {name: ~mask for name, mask in masks.items()}
+    born = top(pruned, scores, count)
+    return {name: mask | born[name] for name, mask in masks.items()}
 
 
 # ---- how much is pruned, and how far two masks are apart

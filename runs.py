@@ -178,10 +178,15 @@ def run_state(run):
     return '' if scored >= steps else f'scored at step {scored} of {steps}'
 
 
+SPARSE = {'static': 'random masks', 'set': 'SET', 'rigl': 'RigL'}      # labels of --dst
+
+
 def run_label(flags, sparsity):
     """What a run trained and how: 'ticket 36.00% + DiffAug + AdvAug, seed 1'."""
     pruned = max(sparsity.values())
     words = [f'ticket {pruned:.2%}' if pruned else 'dense']
+    if flags.get('dst'):
+        words = [f"{SPARSE[flags['dst']]} {pruned:.2%}"]
     for key, word in (('reinit', 'other weights'), ('small_dense', 'narrow'), ('slim', 'slimming')):
         if flags.get(key):
             words.append(word)
@@ -204,7 +209,7 @@ def run_label(flags, sparsity):
 
 def augmentation_label(flags):
     """'ADA p 0.5', 'DiffAug on reals only'."""
-    label = {'diffaug': 'DiffAug', 'ada': 'ADA'}[flags['aug']]
+    label = {'diffaug': 'DiffAug', 'ada': 'ADA', 'apa': 'APA'}[flags['aug']]
     if flags.get('ada_p') is not None:
         label += f" p {flags['ada_p']:g}"
     places = {'real': ' on reals only', 'd': " in D's updates only"}

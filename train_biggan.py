@@ -193,10 +193,10 @@ def main(args):
         # Algorithm 2: train the generator
         rng = loop.rng(args.seed, 'G', step)
         draw_latents(rng)
-        G.update(g_step, parts)
+        G.update(g_step, parts, keep=job.moves())
 
         E.track(G, args.ema if step > args.ema_start else 0)
-        job.after_step()                                               # p of ADA
+        job.after_step()                                               # p of ADA, masks of --dst
         job.observe()                                                  # log, grid, score
     return job.finish()
 

@@ -116,10 +116,10 @@ def main(args):
         # Algorithm 2: train the generator
         rng = loop.rng(args.seed, 'G', step)
         loop.fill(z_g, loop.gaussian(rng, args.g_batch, job.z_dim))
-        G.update(g_step, parts_g)
+        G.update(g_step, parts_g, keep=job.moves())
 
         E.track(G, args.ema if step > args.ema_start else 0)
-        job.after_step()                                               # p of ADA
+        job.after_step()                                               # p of ADA, masks of --dst
         job.observe()                                                  # log, grid, score
     return job.finish()
 

@@ -387,7 +387,7 @@ def main(args):
         return transfer.prepare_(args.transfer, G, D, args.freeze_layers)
 
     lazy = {'G': lazy_factor(args.pl_every), 'D': lazy_factor(args.r1_every)}
-    job = trainer.Training('stylegan2', args, build, prepare, lazy)
+    job = trainer.Training('stylegan2', args, build, prepare, lazy, gains)
     if job.over:
         return job.trained
     run, G, D, E = job.run, job.G, job.D, job.E
@@ -456,7 +456,7 @@ def main(args):
         # Algorithm 2: train the generator (first, as in the official code)
         rng = loop.rng(args.seed, 'G', step)
         draw_latents(rng)
-        G.update(g_step, parts)
+        G.update(g_step, parts, keep=job.moves())
         if args.pl and (step - 1) % args.pl_every == 0:
             if pl_apart:
                 draw_latents(loop.rng(args.seed, 'pl', step))
@@ -478,7 +478,7 @@ def main(args):
             D.update(r1_step, parts)
 
         E.track(G, decay(args, step))
-        job.after_step()                                               # p of ADA
+        job.after_step()                                               # p of ADA, masks of --dst
         job.observe()                                                  # log, grid, score
     return job.finish()
 

@@ -38,6 +38,7 @@ from data import images
 GROUPS = ('data', 'networks', 'training', 'image augmentation',
           'AdvAug', 'regularisers', 'scores', 'run')
 SLIM = 1e-4                                   # the weight of Liu et al. 2017; the paper gives none
+MOVED = .5, .005                              # share of the weights that --dst moves, first and last
 AUGMENTED = 'augmented.png'                   # of --check-data, see draw_augmented
 AUGMENTED_P = [.2, .5, .8]
 TOO_FEW_IMAGES = 6                            # fewer have no two halves with a covariance
@@ -46,6 +47,8 @@ TOO_FEW_IMAGES = 6                            # fewer have no two halves with a 
 RANGES = {
     'ch_g': '[1, 1e6]',
     'ch_d': '[1, 1e6]',
+    'density': '(0, 1)',
+    'dst_every': '[1, 1e12]',
     'batch': '[1, 65536]',
     'batch_gpu': '[1, 65536]',
     'lr_g': '(0, inf)',
@@ -110,6 +113,12 @@ def add_network_flags(group, experiments, presets):
       help='dense networks, so narrow that they have as many weights as this ticket has left')
     a('--reinit', action='store_true', default=None,
       help="with --mask: fresh random weights under the ticket's masks")
+    a('--dst', choices=['static', 'set', 'rigl'],
+      help='instead of a ticket, train G under random masks of --density: static: they stay; set, rigl: the '
+           'smallest weights go, and random ones (set) or those of largest gradient (rigl) come back')
+    a('--density', type=float, metavar='SHARE', help="with --dst: share of G's convolution weights that live")
+    a('--dst-every', type=int, default=500, metavar='N',
+      help='with --dst set or rigl: steps between two moves')
 
 
 def add_training_flags(group, experiments):
@@ -175,7 +184,24 @@ def parse(p, argv, presets, preset):
     if args.reinit and (args.init_from or not args.mask):
         cli.refuse('--reinit draws other weights for the masks of a ticket: '
                    'give --mask TICKET and no --init-from')
+    check_sparse_flags(args, p.get_default)
     return args
+
+
+def check_sparse_flags(args, default):
+    """Refuse flags of --dst that contradict each other or do nothing."""
+    for name in ('density', 'dst_every'):
+        if not args.dst and getattr(args, name) != default(name):
+            cli.refuse(f'{cli.flag(args, name)} does nothing without --dst: add --dst rigl, or leave it out')
+    if not args.dst:
+        return
+    if args.density is None:
+        cli.refuse(f'--dst {args.dst} needs the share of weights that live: give --density 0.3277 for 67.23 %')
+    if args.dst == 'static' and args.dst_every != default('dst_every'):
+        cli.refuse(f'{cli.flag(args, "dst_every")} does nothing with --dst static: leave it out')
+    for name in ('mask', 'small_dense', 'transfer'):
+        if getattr(args, name, None):
+            cli.refuse(f'--dst {args.dst} makes masks of its own: leave out {cli.flag(args, name)}')
 
 
 def check_training_flags(args):
@@ -194,9 +220,9 @@ def check_training_flags(args):
                        f'({cli.flag(args, name)}): use a divisor of it')
 
     metrics.metric_names(args)                        # exits 2
-    if args.graph and (args.aug == 'ada' or args.lecam):
-        cli.refuse('--graph: a CUDA graph would repeat one draw of --aug ada and one anchor of --lecam, '
-                   'leave it out')
+    if args.graph and (args.aug in augment.ADAPTIVE or args.lecam):
+        cli.refuse('--graph: a CUDA graph would repeat one draw of --aug ada, one p of --aug apa and one anchor '
+                   'of --lecam, leave it out')
     if args.deterministic and args.aug == 'ada' and loop.may_use_gpu(args):
         cli.refuse("--deterministic --aug ada: the backward pass of ADA's turns adds in any order on a GPU, "
                    'leave one out, or give --device cpu')
@@ -371,6 +397,11 @@ def initial_networks(args, build):
     G, D = build(with_flags(args, seed=seed))
     masks = {'G': {}, 'D': {}}
     hashes = {}
+    if args.dst:
+        try:
+            masks['G'] = prune.sparse(prune.ones(G), args.density, loop.rng(args.seed, 'dst'))
+        except ValueError as e:
+            cli.refuse(f'{cli.flag(args, "density")}: {e}')
 
     if args.mask:
         ticket = read_ticket(args)
@@ -523,11 +554,12 @@ class Training:
     prepare(G, D) -> {G, D: names of parameters that stay as they are}, for transfer.
     lazy: {G, D: c}, where a regulariser has an Adam step of its own every k steps: c = k / (k + 1) scales the
     learning rate and the exponents of the betas (Karras et al. 2020, appendix B).
+    gains(G) -> {name: factor of a tensor's weights in the forward pass}, for --dst.
 
     After construction the training continues where last.pt ends.  `over` says that nothing is left to do, and
     `trained` is the result then.  Exits 2 on what the flags and the data do not allow."""
 
-    def __init__(self, model, args, build, prepare=None, lazy=None):
+    def __init__(self, model, args, build, prepare=None, lazy=None, gains=None):
         self.args = args
         self.device = loop.launch(args)
         self.data = load_data(args)
@@ -552,6 +584,10 @@ class Training:
         self.ada = self.stateful.get('ada')
         self.lecam = self.stateful.get('lecam')
         self.pl = self.stateful.get('pl')
+        self.sparse = None
+        if args.dst:
+            self.sparse = Sparse(args, self.G, self.E, gains(self.G.net) if gains else {})
+            self.stateful['sparse'] = self.sparse
 
         # A run resumes here (loop.Run.restore): networks, moments and step, ADA's p, LeCam's anchors and the
         # mean of the path length.  The position in the data follows from the step (`reals`).
@@ -564,7 +600,7 @@ class Training:
             return
 
         self.held = None                              # batches of held-out images, for ADA's r_v
-        if args.aug == 'ada' and args.ada_heuristic == 'rv':
+        if self.ada and args.ada_heuristic == 'rv':
             self.held = self.batches(self.data.holdout, self.data.holdout_labels, self.run.step)
         self.observer = Observer(self, extractor, names)
         self.chunk = None                             # images that observers take at a time; None: all
@@ -659,7 +695,9 @@ class Training:
 
     @torch.no_grad()
     def after_step(self):
-        """p of ADA changes here (augment.Controller.adjust), after the updates of a step."""
+        """What changes after the updates of a step: the masks of --dst, and p (augment.Controller.adjust)."""
+        if self.moves():
+            self.sparse.move(self.run.step)
         if not self.ada:
             return
         if self.held:                                 # r_v needs D on held-out images, too
@@ -671,6 +709,10 @@ class Training:
                 self.ada.add(held=D(T(x), *self.classes_of(y, part)))
             D.train()
         self.ada.adjust(self.run.step, loop.mean_over_ranks)
+
+    def moves(self):
+        """Whether the masks of --dst move at the end of this step."""
+        return bool(self.sparse) and self.sparse.due(self.run.step)
 
     def observe(self):
         """The log line, the grid and the score, where they fall due."""
@@ -702,7 +744,7 @@ def settings(model, args, device):
 def stateful_parts(args, device):
     """{'ada', 'lecam', 'pl': object} of those that the flags ask for; a checkpoint must hold their states."""
     parts = {}
-    if args.aug == 'ada':
+    if args.aug in augment.ADAPTIVE:
         parts['ada'] = augment.Controller(
             args.batch * args.d_steps,
             args.ada_heuristic, args.ada_target,
@@ -713,6 +755,56 @@ def stateful_parts(args, device):
     if getattr(args, 'pl', 0):
         parts['pl'] = losses.PathLength(args.pl, device=device)
     return parts
+
+
+class Sparse:
+    """Masks of G that move during one training (--dst): SET (Mocanu et al. 2018), RigL (Evci et al. 2020).
+
+    Every --dst-every steps t of T, the int(f(t) alive) smallest g_i |w_i| of the whole network go, with
+        f(t) = .005 + (.5 - .005) (1 + cos(pi t / T)) / 2
+    and as many pruned weights come back: random ones (set), or those of largest |gradient| / g_i (rigl).
+    g_i: see `prune.magnitude`.  D is dense.  The average of G loses the weights that go, too."""
+
+    def __init__(self, args, G, E, gains):
+        self.args, self.G, self.E, self.gains = args, G, E, gains
+
+    def due(self, step):
+        """Whether masks move at the end of this step."""
+        return self.args.dst != 'static' and step % self.args.dst_every == 0 and step < self.args.steps
+
+    def move(self, step):
+        """Drop weights, and grow as many."""
+        first, last = MOVED
+        share = last + (first - last) * (1 + math.cos(math.pi * step / self.args.steps)) / 2
+        count = int(share * prune.alive(self.G.masks))
+        left = prune.drop(self.G.net, self.G.masks, count, self.gains)
+        grown = prune.grow(left, self.scores(step), count)
+        assert loop.equal_on_ranks(files.digest(grown)), 'the ranks moved different weights'
+        self.G.remask(left)                           # also a weight that comes back at once starts at 0
+        self.G.remask(grown)
+        self.E.remask(grown)
+
+    def scores(self, step):
+        """{name: tensor}: the pruned weights of largest score come back."""
+        rng = loop.rng(self.args.seed, 'dst', step)
+        scores = {}
+        for name, mask in self.G.masks.items():
+            if self.args.dst == 'set':
+                scores[name] = torch.from_numpy(rng.random(tuple(mask.shape)))
+            else:
+                gradient = self.G.view(self.G.dense_g, name).cpu()
+                scores[name] = gradient.abs() / self.gains.get(name, 1.)
+        return scores
+
+    def state(self):
+        return self.G.masks
+
+    def load(self, state):
+        if {name: mask.shape for name, mask in state.items()} != {
+                name: mask.shape for name, mask in self.G.masks.items()}:
+            raise ValueError('the masks have other shapes')
+        self.G.remask(state)
+        self.E.remask(state)
 
 
 def scores_on(args, data, device):
@@ -737,7 +829,7 @@ def check_with_data(args, data, extractor, names):
         cli.refuse(f'--metrics {args.metrics}: the best checkpoint is chosen by fid, add it')
     if 'is' in names and args.eval_samples < args.is_splits:
         cli.refuse(f'--eval-samples {args.eval_samples} do not make --is-splits {args.is_splits}: use more')
-    if args.aug == 'ada' and args.ada_heuristic == 'rv' and data.holdout is None:
+    if args.aug in augment.ADAPTIVE and args.ada_heuristic == 'rv' and data.holdout is None:
         cli.refuse('--ada-heuristic rv needs held-out images, and there are none: give --holdout, or rt')
 
 

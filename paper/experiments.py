@@ -44,6 +44,7 @@ WAYS = {
     'real': '--aug diffaug --aug-on real',
     'd': '--aug diffaug --aug-on d',
     'ada': '--aug ada',
+    'apa': '--aug apa',
     'ada-lecam': '--aug ada --lecam',
     'ada-advaug': '--aug ada --advaug gd',
     'reinit': '--reinit',
@@ -387,7 +388,7 @@ def fig8(family):
 # ---- controls
 
 def controls(family):
-    """Tickets beside other masks, other weights under the same masks, narrow dense networks, dense rivals."""
+    """Tickets beside other masks, other weights under the same masks, narrow dense networks, and rivals."""
     f = family('sngan', 'cifar10', .1, 50000)
     yield from f.find_and_train(8, [8], ['plain'])
 
@@ -402,6 +403,13 @@ def controls(family):
     for k in f.distinct([3, 8]):
         yield from f.train(k, 'reinit')
         yield 3, f.command(f'train_{f.model}', f'--small-dense {f.ticket(k)}', f'small{k}-plain')
+
+    # Sparse from the start, in one training (docs/rivals.md), and APA
+    density = .8 ** f.available(8)
+    for kind in ('static', 'set', 'rigl'):
+        moves = '' if kind == 'static' else f'--dst-every {max(f.steps // 100, 1)}'
+        yield 3, f.command(f'train_{f.model}', f'--dst {kind} --density {density:.4f} {moves}', f'{kind}-plain')
+    yield from f.train(0, 'apa')
 
 
 def mask_quality(family):

@@ -156,6 +156,7 @@ TRAININGS = [
     ('sngan', METHOD),
     ('biggan', [*METHOD, '--mirror']),
     ('stylegan2', METHOD),
+    slow('sngan', ['--dst', 'rigl', '--density', '.3', '--aug', 'apa', '--ada-p', '.5']),
     slow('sngan', [*ADA, '--lecam', '.1', '--mirror', '--batch-gpu', '4']),
     slow('biggan', [*ADA, '--d-pass', 'separate', '--adv-noise', '.01', '--advaug', 'gd']),
     slow('stylegan2', [*REGULARISED, *ADA, '--cond', '--data', 'emoji', '--frac', '60']),
