@@ -122,6 +122,7 @@ ROWS = [
     Row('4', 'fashion200', 'fresh weights', 'reinit5', f'{mask(5)} --reinit', 'ticket 67.23 %'),
     Row('4', 'fashion200', 'small and dense', 'small5', '--small-dense {seed}/find/ticket5.pt',
         'ticket 67.23 %'),
+    Row('4', 'fashion200', 'RigL', 'rigl', '--dst rigl --density 0.3277 --dst-every 50', 'ticket 67.23 %'),
 
     Row('5', 'fashion200', 'AdvAug in G and D', 'ticket5-advaug', f'{mask(5)} --advaug gd', 'ticket 67.23 %'),
     Row('5', 'fashion200', 'AdvAug in G', 'ticket5-g', f'{mask(5)} --advaug g', 'ticket 67.23 %'),
