@@ -4,20 +4,31 @@ Use:
     python tests/bench.py                        # SNGAN at the paper's size: G 256, D 128, batch 64
     python tests/bench.py --model biggan         # BigGAN at 32 px: 96 channels, batch 64
     python tests/bench.py --model stylegan2 --batch 4 --peer DIR   # at 256 px; DIR: stylegan2-ada-pytorch
-    python tests/bench.py --model stylegan2 --preset demo --batch 8 --repeats 20 --threads 1  # narrow, at 64 px
+    python -O tests/bench.py --model stylegan2 --preset demo --batch 8 --threads 1 --peer DIR  # narrow, 64 px
+                                                 # -O: without assertions, which keep the original from bf16
     python tests/bench.py --ch-g 64 --ch-d 64 --batch 32 --repeats 10
     python tests/bench.py --metrics              # beside pytorch-fid and torch-fidelity, if installed
     python tests/bench.py --augment --peer DIR   # ADA; DIR: as above, or of DiffAugment_pytorch.py
+    python tests/bench.py --scripts demo --threads 1           # images/s and peak memory of each train_*.py
+    python tests/bench.py --cost docs/cost.json --threads 1    # over steps, by batch, by pixels; a plot
+    python tests/bench.py --json FILE            # the figures of a table, too
 
     ours      gan.py's losses on flat networks, channels_last, in fp32 and (where it has units) bf16
     plain     the released layers written out (upsample, then convolve; convolve, then pool), two D passes,
               one Adam per tensor: as released, in fp32 and contiguous; and given our precision and format
-Each figure is the median.  The order is shuffled, so that a drift of the machine meets all of them.
+Each figure is the median.  The order is shuffled, so that a drift of the machine meets all of them.  With one
+thread on a CPU, the seconds are those of the process: its neighbours do not count.  images/s are real images
+that D sees, over whole iterations.  The share is that of the machine's peak, a large 3x3 convolution that is
+timed in the same run.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import functools
+import json
+import multiprocessing
 import os
+import platform
 import random
 import statistics
 import sys
@@ -29,7 +40,7 @@ import numpy as np
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-from helpers import SLOW, drawn_state
+from helpers import ROOT, SLOW, drawn_state, flop
 
 import augment
 import flat
@@ -58,6 +69,11 @@ def get_args(argv=None):
     a('--repeats', type=int, default=3, help='timings of each step')
     a('--metrics', action='store_true', help='time metrics.py instead')
     a('--augment', action='store_true', help='time augment.py instead, forward and backward')
+    a('--scripts', choices=['demo', 'paper'], help='time whole trainings of these settings instead')
+    a('--cost', metavar='FILE',
+      help='measure what this .json lacks of the cost of long and of large trainings, and draw it')
+    a('--steps', type=int, default=10, help='steps of each training of --scripts')
+    a('--json', metavar='FILE', help='write the figures of the table there, too')
     a('--peer', nargs='+', default=[], metavar='DIR', help='folders of the originals, timed beside ours')
     a('--threads', type=int, default=os.cpu_count(), help='threads')
     a('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cuda or cpu')
@@ -66,15 +82,22 @@ def get_args(argv=None):
 
 # ---- timing
 
+def now(device, threads=None):
+    """Seconds on a clock, when the device has ended what was started.
+
+    With one thread on a CPU they are those of this process, so that its neighbours do not count."""
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize()
+    elif (threads or torch.get_num_threads()) == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
 def seconds(call, device):
-    """Seconds of one call, with what it has started on the device."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    """Seconds of one call."""
+    start = now(device)
     call()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def in_turn(calls, repeats, device):
@@ -86,6 +109,29 @@ def in_turn(calls, repeats, device):
             if repeat:
                 times[name].append(t)
     return {name: statistics.median(t) for name, t in times.items()}
+
+
+def convolution_peak(precision, device):
+    """FLOP a second of a large 3x3 convolution, forwards."""
+    dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
+    x = torch.randn(32, 256, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    w = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+
+    def call():
+        F.conv2d(x, w, padding=1)
+    with torch.no_grad():
+        return flop(call) / in_turn({'': call}, 5, device)['']
+
+
+def machine(args):
+    """What was measured on."""
+    name = platform.processor() or platform.machine()
+    if args.device == 'cuda':
+        name = torch.cuda.get_device_name()
+    elif os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as f:
+            name = next((line.split(':')[1].strip() for line in f if line.startswith('model name')), name)
+    return {'device': name, 'threads': args.threads, 'torch': torch.__version__}
 
 
 # ---- the steps of SNGAN and BigGAN
@@ -164,7 +210,7 @@ def plain(args, precision, memory_format):
 
 
 def training_steps(args):
-    """Print a table of medians, and of ratios to the plain loop as released."""
+    """Print and return a table of medians, and of ratios to the plain loop as released."""
     precisions = ['fp32']
     if loop.has_bf16(torch.device(args.device)):
         precisions.append('bf16')
@@ -182,16 +228,27 @@ def training_steps(args):
         calls |= {(key, 'D'): d_step, (key, 'G'): g_step}
     times = in_turn(calls, args.repeats, args.device)
 
+    peaks = {precision: convolution_peak(precision, args.device) for precision in precisions}
     flags = settings(args)
     print(f'{args.model}, G {flags.ch_g}, D {flags.ch_d}, batch {args.batch}, {args.threads} threads, '
-          f'{args.device}, torch {torch.__version__}')
+          f'{args.device}, torch {torch.__version__}, '
+          + ', '.join(f'peak {peak / 1e9:.0f} GFLOP/s in {name}' for name, peak in peaks.items()))
     base_d, base_g = times[next(iter(steps)), 'D'], times[next(iter(steps)), 'G']
     base = flags.d_steps * base_d + base_g
-    for key in steps:
+    rows = []
+    for key, (d_step, g_step) in steps.items():
         d, g = times[key, 'D'], times[key, 'G']
         whole = flags.d_steps * d + g
+        rate = flags.d_steps * args.batch / whole
+        counted = steps['ours', key[1]] if 'graphs' in key[0] else (d_step, g_step)
+        work = flags.d_steps * flop(counted[0]) + flop(counted[1])
+        share = work / whole / peaks[key[1]]
         print(f'{key[0]:22} {key[1]}  D step {d:7.3f} s ({base_d / d:4.2f}x)   G step {g:7.3f} s '
-              f'({base_g / g:4.2f}x)   {flags.d_steps} D + 1 G {whole:7.2f} s ({base / whole:4.2f}x)')
+              f'({base_g / g:4.2f}x)   {flags.d_steps} D + 1 G {whole:7.2f} s ({base / whole:4.2f}x)   '
+              f'{rate:.4g} images/s   {share:.0%} of the peak')
+        rows.append({'name': key[0], 'precision': key[1],
+                     'D': d, 'G': g, 'images_per_s': rate, 'share': share})
+    return {'peaks': peaks, 'rows': rows}
 
 
 # ---- the four steps of StyleGAN2
@@ -238,11 +295,28 @@ def gradient(net, loss, networks, context):
     torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
 
 
+@contextlib.contextmanager
+def imports_of(paths):
+    """Inside, modules come from the folders of a peer, also those with names of ours (metrics, generate)."""
+    theirs = {os.path.splitext(name)[0] for path in paths for name in os.listdir(path)}
+    ours = {}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, '__file__', None) or ''
+        if name.split('.')[0] in theirs and place.startswith(ROOT):
+            ours[name] = sys.modules.pop(name)
+    sys.path[:0] = paths
+    try:
+        yield
+    finally:
+        del sys.path[:len(paths)]
+        sys.modules.update(ours)
+
+
 def original_networks(args, flags):
     """G, D of stylegan2-ada-pytorch, in plain PyTorch."""
-    sys.path += args.peer
-    from torch_utils.ops import bias_act, upfirdn2d
-    from training import networks
+    with imports_of(args.peer):
+        from torch_utils.ops import bias_act, upfirdn2d
+        from training import networks
     upfirdn2d._init = bias_act._init = lambda: False           # never tries to compile
     kind = {'c_dim': 0, 'img_resolution': flags.res, 'img_channels': 3}
     size = {'channel_base': flags.ch_g, 'channel_max': flags.ch_max, 'num_fp16_res': 0, 'conv_clamp': None}
@@ -253,7 +327,7 @@ def original_networks(args, flags):
 
 
 def stylegan2_steps(args):
-    """Print seconds of the four steps: ours in each precision and, with --peer, the original's."""
+    """Print and return seconds of the four steps: ours in each precision and, with --peer, the original's."""
     flags = settings(args)
     x, z, _ = inputs(args, train_stylegan2.build(flags)[0], torch.channels_last)
     calls = {}
@@ -272,14 +346,32 @@ def stylegan2_steps(args):
         G, D = original_networks(args, flags)
         styles_of = functools.partial(G.mapping, c=None)
         add('original', Called(G), Called(D), styles_of, G.synthesis, contextlib.nullcontext)
+        G, D = (net.to(memory_format=torch.channels_last) for net in original_networks(args, flags))
+        styles_of = functools.partial(G.mapping, c=None)
+        if __debug__:                                          # its assertions want fp32 between its blocks
+            precision, context = 'fp32', contextlib.nullcontext
+        add(f'original {precision} channels_last', Called(G), Called(D), styles_of, G.synthesis, context)
 
     times = in_turn(calls, args.repeats, args.device)
     print(f'StyleGAN2, {flags.res} px, {flags.ch_g} / resolution channels up to {flags.ch_max}, '
           f'batch {args.batch}, {args.threads} threads')
-    for step in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
-        base = times.get((step, 'original'), times[step, 'ours fp32'])
-        words = [f'{name} {t:.3f} s ({base / t:.2f}x)' for (of, name), t in times.items() if of == step]
-        print(f"{step}: {', '.join(words)}", flush=True)
+    names = list(dict.fromkeys(name for _, name in times))
+    base = 'original' if args.peer else 'ours fp32'
+    figures = {}
+    for name in names:
+        words = []
+        for step in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
+            t = times[step, name]
+            words.append(f'{step} {t:.3f} s ({times[step, base] / t:.2f}x)')
+        whole = times['Gmain', name] + times['Dmain', name]    # an iteration
+        if flags.pl:
+            whole += times['Greg', name] / flags.pl_every
+        if flags.r1:
+            whole += times['Dreg', name] / flags.r1_every
+        print(f"{name:26} {'   '.join(words)}   {args.batch / whole:.4g} images/s", flush=True)
+        figures[name] = {step: times[step, name] for step in ('Gmain', 'Greg', 'Dmain', 'Dreg')}
+        figures[name]['images_per_s'] = args.batch / whole
+    return figures
 
 
 # ---- scores
@@ -316,7 +408,7 @@ def scores(args):
         ratios = ''.join(f', {times[peer] / t:.2f}x {peer}' for peer in peers)
         speed = f'{args.batch / t:.2f} images/s{ratios}'
         print(f'Inception, {args.batch} images of 32 px, {name}: {speed}', flush=True)
-    frechet_distances(args)
+    return {'features': times, 'distances': frechet_distances(args)}
 
 
 def frechet_distances(args):
@@ -338,20 +430,21 @@ def frechet_distances(args):
     for name, t in times.items():
         ratio = times['scipy.linalg.sqrtm'] / t
         print(f"Frechet distance of 2048 features, {name}: {t:.3f} s, {ratio:.1f}x scipy's")
+    return times
 
 
 # ---- augmentation
 
 def original_augmentations(args):
     """{policy: T(x, p)} of the originals below --peer, in plain PyTorch."""
-    sys.path += args.peer
     calls = {}
 
     def has(name):
         return any(os.path.exists(os.path.join(path, name)) for path in args.peer)
     if has('torch_utils'):
-        from torch_utils.ops import upfirdn2d
-        from training.augment import AugmentPipe
+        with imports_of(args.peer):
+            from torch_utils.ops import upfirdn2d
+            from training.augment import AugmentPipe
         upfirdn2d._init = lambda: False                        # never tries to compile
         kinds = 'xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation'
         pipe = AugmentPipe(**dict.fromkeys(kinds.split(), 1)).to(args.device)
@@ -361,7 +454,8 @@ def original_augmentations(args):
             return pipe(x)
         calls['bgc'] = bgc
     if has('DiffAugment_pytorch.py'):
-        from DiffAugment_pytorch import DiffAugment
+        with imports_of(args.peer):
+            from DiffAugment_pytorch import DiffAugment
         calls['color,translation,cutout'] = lambda x, p: DiffAugment(x, 'color,translation,cutout')
     return calls
 
@@ -369,6 +463,7 @@ def original_augmentations(args):
 def augmentation(args):
     """Print seconds of T's parameters, T and its backward pass: ours and, with --peer, the original's."""
     originals = original_augmentations(args)
+    figures = {}
     for shape in ((64, 3, 32, 32), (16, 3, 256, 256)):
         x, g = torch.randn(2, *shape, device=args.device)
         x.requires_grad_(True)
@@ -387,21 +482,181 @@ def augmentation(args):
             if 'original' in times:
                 ratio = f", original {times['original']:.4f} s ({times['original'] / times['ours']:.2f}x)"
             what = f'{policy}{at}, {list(shape)}, {args.threads} threads'
+            figures[what] = times
             print(f"{what}: {times['ours']:.4f} s{ratio}", flush=True)
+    return figures
+
+
+# ---- whole trainings
+
+def resident(device):
+    """The memory in MB that this process holds now: on the GPU, or resident."""
+    if device.type == 'cuda':
+        return round(torch.cuda.memory_allocated(device) / 2 ** 20)
+    try:
+        with open('/proc/self/statm') as f:
+            pages = int(f.read().split()[1])
+    except OSError:                                            # no Linux: the peak
+        return loop.peak_memory(device)
+    return round(pages * os.sysconf('SC_PAGE_SIZE') / 2 ** 20)
+
+
+def follow(model, words, every, threads):
+    """A training by train_MODEL.py in this process: {images_per_s, mb: of each `every` steps, peak_mb}.
+
+    images_per_s counts the real images that D sees, from the first step on without the start."""
+    torch.set_num_threads(threads)
+    recipe = RECIPES[model]
+    iterations = loop.Run.iterations
+    marks = []                                                 # (seconds, MB)
+
+    def watched(run, *args, **kwargs):
+        marks.append((now(run.device, threads), resident(run.device)))
+        for step in iterations(run, *args, **kwargs):
+            yield step
+            if step % every == 0:
+                marks.append((now(run.device, threads), resident(run.device)))
+    loop.Run.iterations = watched
+    with tempfile.TemporaryDirectory() as out:
+        flags = recipe.get_args([*words, '--metrics', 'none', '--out', os.path.join(out, 'run')])
+        recipe.main(flags)
+    loop.Run.iterations = iterations
+
+    images = every * flags.batch * flags.d_steps
+    rates = [images / (marks[i + 1][0] - marks[i][0]) for i in range(len(marks) - 1)]
+    device = torch.device('cuda' if flags.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    return {'flags': ' '.join(words), 'every': every, 'precision': flags.precision,
+            'images_per_s': [round(rate, 1) for rate in rates],
+            'mb': [mb for _, mb in marks[1:]],
+            'peak_mb': loop.peak_memory(device)}
+
+
+def apart(function, *args):
+    """function(*args) in a process of its own, whose peak of memory is its own, too."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *args).result()
+
+
+SETTINGS = {                                                   # of --scripts: the flags of train_MODEL.py
+    'demo': {'sngan': '--data emoji-faces --preset demo', 'biggan': '--data emoji --preset demo',
+             'stylegan2': '--data emoji-faces --preset demo'},
+    'paper': {'sngan': '--data emoji-faces --preset paper', 'biggan': '--data emoji --preset cifar10',
+              'stylegan2': '--data emoji-faces --preset paper --res 256'},
+}
+
+
+def whole_trainings(args):
+    """Print and return images/s and peak memory of each script, by its demo's or the paper's settings."""
+    figures = {}
+    for model, flags in SETTINGS[args.scripts].items():
+        words = [*flags.split(), '--steps', str(args.steps), '--device', args.device]
+        found = apart(follow, model, words, 1, args.threads)
+        rate = statistics.median(found['images_per_s'][1:])
+        figures[model] = found
+        print(f"train_{model}.py {flags}, {found['precision']}, {args.threads} threads: {rate:.4g} images/s, "
+              f"{found['peak_mb']} MB", flush=True)
+    return figures
+
+
+# ---- the cost of long and of large trainings, on small networks
+
+LONG = {                                                       # 3,000 steps, a mark each 100
+    'sngan': '--data emoji-faces --preset demo --res 16 --ch-g 16 --ch-d 16 --batch 4 --g-batch 4',
+    'biggan': '--data emoji --preset demo --ch-g 8 --ch-d 8 --batch 4 --d-steps 1',
+    'stylegan2': '--data emoji-faces --preset demo --res 16 --ch-g 256 --ch-d 256 --ch-max 16 --batch 4'}
+BATCHES, SIDES = (4, 8, 16, 32, 64), (16, 32, 64, 128)         # the sides at batch 4
+EQUAL = ['--ch-g', '4096', '--ch-d', '4096', '--ch-max', '16']  # StyleGAN2: 16 channels at every resolution
+
+
+def iteration(args, model, batch, *more):
+    """Seconds of a D step and a G step of the demo's network."""
+    own = argparse.Namespace(**{**vars(args), 'model': model, 'batch': batch, 'preset': 'demo'})
+    precision = 'bf16' if loop.has_bf16(torch.device(args.device)) else 'fp32'
+    d_step, g_step = ours(own, precision, *more)
+    times = in_turn({'D': d_step, 'G': g_step}, args.repeats, args.device)
+    return times['D'] + times['G']
+
+
+def cost(args):
+    """Measure what --cost FILE lacks, and draw all of it beside the file."""
+    figures = {'machine': machine(args)}
+    if os.path.exists(args.cost):
+        with open(args.cost) as f:
+            figures = json.load(f)
+    long = figures.setdefault('steps', {})
+    for model, flags in LONG.items():
+        if model not in long:
+            words = [*flags.split(), '--device', args.device, '--steps', '3000', '--sample-every', '3000',
+                     '--log-every', '100', '--save-every', '100']
+            long[model] = apart(follow, model, words, 100, args.threads)
+            write_json(args.cost, figures)
+    for model in RECIPES:
+        more = EQUAL if model == 'stylegan2' else []
+        batches = figures.setdefault('batch', {}).setdefault(model, {})
+        for batch in BATCHES:
+            if str(batch) not in batches:
+                batches[str(batch)] = iteration(args, model, batch, *more)
+        if model == 'biggan':                                  # another network at each resolution
+            continue
+        sides = figures.setdefault('pixels', {}).setdefault(model, {})
+        for side in SIDES:
+            if str(side) not in sides:
+                sides[str(side)] = iteration(args, model, 4, '--res', str(side), *more)
+        write_json(args.cost, figures)
+    draw_cost(figures, os.path.splitext(args.cost)[0] + '.png')
+
+
+def draw_cost(figures, path):
+    """Four panels: images/s and memory over steps, seconds by batch and by pixels with proportional lines."""
+    from matplotlib.figure import Figure
+    figure = Figure((12, 3), layout='constrained')
+    rate, memory, batch, pixels = figure.subplots(1, 4)
+    for model, found in figures['steps'].items():
+        steps = range(found['every'], found['every'] * len(found['mb']) + 1, found['every'])
+        rate.plot(steps, found['images_per_s'], label=model)
+        memory.plot(steps, found['mb'], label=model)
+    for axes, title in ((rate, 'images/s over steps'), (memory, 'resident MB over steps')):
+        axes.set_title(title)
+        axes.set_ylim(0)
+    rate.legend()
+
+    for axes, name in ((batch, 'batch'), (pixels, 'pixels')):
+        for model, seconds_of in figures[name].items():
+            x = [int(key) ** (2 if name == 'pixels' else 1) for key in seconds_of]
+            line, = axes.loglog(x, list(seconds_of.values()), 'o', label=model)
+            last = list(seconds_of.values())[-1]
+            axes.loglog(x, [last * k / x[-1] for k in x], ':', color=line.get_color())
+        axes.set_title(f's per D + G, by {name}')
+    batch.legend()
+    figure.savefig(path, dpi=100)
+
+
+def write_json(path, figures):
+    """Write figures as JSON."""
+    with open(path, 'w') as f:
+        json.dump(figures, f, indent=1)
+        f.write('\n')
 
 
 def main(args):
     """Print what the flags ask for."""
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True                      # as in a training, see loop.launch
-    if args.model == 'stylegan2':
-        stylegan2_steps(args)
+    if args.cost:
+        cost(args)
+        return
+    if args.scripts:
+        figures = whole_trainings(args)
     elif args.metrics:
-        scores(args)
+        figures = scores(args)
     elif args.augment:
-        augmentation(args)
+        figures = augmentation(args)
+    elif args.model == 'stylegan2':
+        figures = stylegan2_steps(args)
     else:
-        training_steps(args)
+        figures = training_steps(args)
+    if args.json:
+        write_json(args.json, {'machine': machine(args), **figures})
 
 
 if __name__ == '__main__':

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import files
 import find_ticket
@@ -167,6 +169,30 @@ def pruned_weights_are_zero(saved, masks):
         for key, keep in masks.get(name, masks['G']).items():
             assert not saved[name][key][~keep].any(), (name, key)
             assert saved[name][key][keep].any(), (name, key)
+
+
+# ---- operations
+
+class Flop(TorchDispatchMode):
+    """Counts the floating-point operations of convolutions and matrix products.
+
+    torch's FlopCounterMode does not allow autograd.grad by a leaf, which PGD asks for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        formula = flop_registry.get(f.overloadpacket)
+        if formula:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flop(call):
+    """The floating-point operations of a call."""
+    with Flop() as counter:
+        call()
+    return counter.count
 
 
 # ---- files

@@ -12,10 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from helpers import METHOD, SCORE, SLOW, all_refused, equal, parsed, refused, script, train
+from helpers import METHOD, SCORE, SLOW, all_refused, equal, flop, parsed, refused, script, train
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import files
 import find_ticket
@@ -281,28 +279,6 @@ def test_R_1_beside_the_loss_is_the_gradient_of_D_on_images_before_T():
     g, = torch.autograd.grad(D(T(torch.cat((x, fake)))[:4]).sum(), x)
     slow = g.square().sum().item() / 4 / 2
     assert slow > 0 and abs(penalty / slow - 1) < 1e-6         # T computes in fp32
-
-
-class Flop(TorchDispatchMode):
-    """Counts the floating-point operations of convolutions and matrix products.
-
-    torch's FlopCounterMode does not allow autograd.grad by a leaf, which PGD asks for."""
-
-    count = 0
-
-    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        out = f(*args, **(kwargs or {}))
-        formula = flop_registry.get(f.overloadpacket)
-        if formula:
-            self.count += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def flop(call):
-    """The floating-point operations of a call."""
-    with Flop() as counter:
-        call()
-    return counter.count
 
 
 def test_R_1_beside_the_loss_costs_three_passes_of_D_on_the_reals_and_none_on_the_fakes():
