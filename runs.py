@@ -475,11 +475,9 @@ def accuracy_curves(runs):
     fig, axes = new_figure(4 * len(panels), 3.6, 1, len(panels), sharey=True)
     for ax, (key, title) in zip(axes, panels.items()):
         for i, run in enumerate(runs):
-            steps, values = log_series(run, key)
+            steps, values = running_mean(*log_series(run, key))
             if not len(steps):
                 continue
-
-            steps, values = running_mean(steps, values)
             dots = marker(i) if len(steps) < 3 else None
             ax.plot(steps, values, label=run['label'], linewidth=1.2, marker=dots, **line_style(i))
         ax.set(title=title, xlabel='G updates', ylim=(-.03, 1.03))

@@ -80,7 +80,8 @@ def summary(runs):
     """'3 runs: 1 running, 2 finished; written 2026-11-27 16:00'."""
     kinds = [kind_of(run) for run in runs]
     counts = [f'{kinds.count(kind)} {kind}' for kind in KINDS if kind in kinds]
-    return f"{len(runs)} runs: {', '.join(counts)}; written {time.strftime('%Y-%m-%d %H:%M')}"
+    noun = 'run' if len(runs) == 1 else 'runs'
+    return f"{len(runs)} {noun}: {', '.join(counts)}; written {time.strftime('%Y-%m-%d %H:%M')}"
 
 
 def badges(run):

@@ -1,4 +1,4 @@
-"""webpage.py: the runs as one page for a browser. Its HTML, what broken runs do to it, and its script in Chromium."""
+"""webpage.py: the runs as one page for a browser. Its HTML, broken runs in it, and its script in Chromium."""
 import html.parser
 import json
 import os
@@ -13,7 +13,6 @@ from PIL import Image
 
 import files
 import report
-import runs
 import webpage
 from made_runs import here, lines_of, make_all, make_run, read_jsonl, unrendered, write_jsonl  # noqa: F401
 from paper import page as paper_page
@@ -49,7 +48,7 @@ class Parsed(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, text):
-        if self.open and self.open[-1] == 'script' and ('script', {'type': 'application/json'}) == self.elements[-1]:
+        if self.elements and self.elements[-1] == ('script', {'type': 'application/json'}) and not self.data:
             self.data += text
         if {'td', 'th'} & {*self.open}:
             self.rows[-1][-1] += text.strip()
@@ -67,9 +66,9 @@ def parsed(folder='runs/report'):
         return Parsed(f.read())
 
 
-def written(*argv):
+def written():
     """The page of the runs below runs/."""
-    report.write_index(report.get_args(['runs', *argv]))
+    report.write_index(report.get_args(['runs']))
     return parsed()
 
 
@@ -98,10 +97,11 @@ def test_every_image_is_there_under_a_relative_address_whatever_a_run_is_called(
     found = page.images()
     assert len(found) == 3 + 5                                 # three are shown, all five are frames
     for address in found:
-        assert not re.match('/|[a-z]+:', address) and os.path.isfile(os.path.join('runs/report', unquote(address)))
+        assert not re.match('/|[a-z]+:', address)
+        assert os.path.isfile(os.path.join('runs/report', unquote(address)))
     assert page.rows[1][0] == f'dense + {NAME}{path}' and page.data['names'] == [f'dense + {NAME}, {path[5:]}']
     assert all(attributes.get('loading') == 'lazy' for tag, attributes in page.elements if tag == 'img')
-    assert len([tag for tag, _ in page.elements if tag in ('i', 'script')]) == 2   # nothing of a name became one
+    assert len([tag for tag, _ in page.elements if tag in ('i', 'script')]) == 2   # no name became an element
 
 
 def test_settings_that_differ_are_columns_and_others_are_not(place):
@@ -111,10 +111,12 @@ def test_settings_that_differ_are_columns_and_others_are_not(place):
     del args['args']['lecam']                                  # as an older version writes it
     files.write_json('runs/b/args.json', args)
     titles, a, b = written().rows
-    assert titles[:5] == ['run', 'state', 'step', 'last FD-effnet', 'best half'] and titles[-2:] == ['--lr-d', '--aug']
+    assert titles[:5] == ['run', 'state', 'step', 'last FD-effnet', 'best half']
+    assert titles[-2:] == ['--lr-d', '--aug']
     assert dict(zip(titles, a))['--aug'] == 'none' and dict(zip(titles, b))['--lr-d'] == '0.5'
     row = dict(zip(titles, b))
-    assert row['last FD-effnet'] == '60.0 ± 2.0' and row['pruned'] == '36.00%' and row['best half'] == '59.5 ± 2.5'
+    assert row['last FD-effnet'] == '60.0 ± 2.0' and row['best half'] == '59.5 ± 2.5'
+    assert row['pruned'] == '36.00%'
 
 
 def test_scores_of_two_protocols_have_a_panel_each_and_say_which(place):
@@ -154,7 +156,7 @@ def test_running_resumed_stopped_and_failed_runs_are_marked(place):
     assert '7 runs: 1 running, 2 failed, 2 stopped, 2 finished; written' in text
 
 
-def test_torn_and_cut_runs_never_break_the_page(place):
+def test_torn_and_cut_runs_never_break_the_page(place, unrendered):
     for name in 'abcdefgh':
         make_run(f'runs/{name}', 0., 70., grids=True)
     scores = read_jsonl('runs/a/metrics.jsonl')
@@ -172,7 +174,8 @@ def test_torn_and_cut_runs_never_break_the_page(place):
     with open('runs/h/args.json', 'w') as f:
         f.write('{"identity": {}, "args": {"st')
     os.makedirs('runs/empty')
-    page = written()
+    report.main(report.get_args(['runs']))
+    page = parsed()
     assert [row[0][-1] for row in page.rows[1:]] == ['a', 'b', 'c', 'd', 'f', 'g']
     assert dict(zip(*page.rows[:2]))['last FD-effnet'] == 'nan ± 2.0'
     with open('runs/report/index.html') as f:
@@ -190,7 +193,8 @@ def test_a_long_log_is_thinned_and_keeps_its_course(place):
     write_jsonl('runs/a/log.jsonl', [{**line, 'step': i, 'acc_train': i / 5000} for i in range(1, 5001)])
     panel = next(p for p in written().data['panels'] if 'training' in p['title'])
     curve = panel['lines'][0]
-    assert 300 <= len(curve['x']) <= 330 and all(abs(x / 5000 - y) < 1e-3 for x, y in zip(curve['x'], curve['y']))
+    assert 300 <= len(curve['x']) <= 330
+    assert all(abs(x / 5000 - y) < 1e-3 for x, y in zip(curve['x'], curve['y']))
 
 
 # ---- the commands that write it
@@ -210,7 +214,8 @@ def test_watch_renews_the_page_alone_every_minute(here, unrendered, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         report.main(report.get_args(['runs', '--watch']))
     assert slept == [60, 60] and len(parsed().rows) == 3 and parsed().data['watch'] is True
-    assert os.listdir('runs/report').count('report.md') == 0 and 'runs/report/index.html' in capsys.readouterr().out
+    assert 'report.md' not in os.listdir('runs/report')
+    assert 'runs/report/index.html' in capsys.readouterr().out
 
 
 def test_a_page_of_the_paper_comes_in_the_same_form_with_its_text(here, unrendered):
@@ -221,7 +226,8 @@ def test_a_page_of_the_paper_comes_in_the_same_form_with_its_text(here, unrender
     paper_page.main(paper_page.get_args(['fig2', '--rows', 'rows', '--out', 'page']))
     made = parsed('page')
     shown = [attributes['src'] for tag, attributes in made.elements if tag == 'img']
-    assert 'fig2-score-sngan-fashion-mnist-0.1.png' in shown and any(address.startswith('../runs/') for address in shown)
+    assert 'fig2-score-sngan-fashion-mnist-0.1.png' in shown
+    assert any(address.startswith('../runs/') for address in shown)
     assert ['run', 'steps', 'last FD-effnet'] == made.rows[0][:3]
 
 
@@ -236,7 +242,7 @@ click('last FD-effnet'); said.down = names()
 click('run'); said.words = names()
 const slider = all('#run0 [type=range]')[0]
 slider.value = 1; slider.dispatchEvent(new Event('input'))
-said.film = [all('#run0 [data-frames]')[1].querySelector('img').getAttribute('src'), all('#run0 output')[0].textContent]
+said.film = [all('#run0 img')[1].getAttribute('src'), all('#run0 output')[0].textContent]
 said.lines = all('#curves figure').map(figure => all('g', figure).length)
 all('#runs tbody tr')[1].dispatchEvent(new Event('pointerover', {bubbles: true}))
 said.on = all('.on').map(part => part.tagName + part.dataset.run)
@@ -247,6 +253,7 @@ said.cards = all('article').filter(card => !card.hidden).length
 said.thin = all('#curves figure').map(figure => all('g', figure).length)
 said.sizes = all('#curves path.line').every(path => !path.getAttribute('d').includes('NaN'))
 said.wide = document.documentElement.scrollWidth <= innerWidth
+dispatchEvent(new Event('pagehide')); said.left = sessionStorage[location.pathname]
 document.title = 'said' + JSON.stringify(said)
 </script>"""
 
@@ -268,7 +275,9 @@ def test_the_script_sorts_turns_films_lights_up_and_filters(place):
     said = re.search('<title>said(.*?)</title>', done.stdout)
     assert said, done.stderr
     said = json.loads(html.unescape(said[1]))
-    assert said['rows'] == 'adbc' and said['up'] == 'cabd' and said['down'] == 'bacd' and said['words'] == 'dabc'
+    assert said['rows'] == 'adbc' and said['words'] == 'dabc'
+    assert said['up'] == 'cabd' and said['down'] == 'bacd'
+    assert json.loads(said['left']) == {'order': [0, 1], 'words': 'TICKET 3'}
     assert said['film'] == ['../a/samples/000004.png', '4'] and said['lines'] == [3, 4, 4, 4]
     assert sorted(said['on']) == ['ARTICLE0', 'TR0', *['g0'] * 4] and said['still'] == 6
     assert said['filtered'] == said['cards'] == 1 and said['thin'] == [1, 1, 1, 1]
