@@ -566,6 +566,7 @@ LONG = {                                                       # 3,000 steps, a 
     'stylegan2': '--data emoji-faces --preset demo --res 16 --ch-g 256 --ch-d 256 --ch-max 16 --batch 4'}
 BATCHES, SIDES = (4, 8, 16, 32, 64), (16, 32, 64, 128)         # the sides at batch 4
 EQUAL = ['--ch-g', '4096', '--ch-d', '4096', '--ch-max', '16']  # StyleGAN2: 16 channels at every resolution
+COLOURS = {'sngan': 'C0', 'biggan': 'C1', 'stylegan2': 'C2'}
 
 
 def iteration(args, model, batch, *more):
@@ -607,27 +608,29 @@ def cost(args):
 
 
 def draw_cost(figures, path):
-    """Four panels: images/s and memory over steps, seconds by batch and by pixels with proportional lines."""
+    """Four panels: images/s and memory over steps; seconds by batch and by pixels, with straight lines."""
     from matplotlib.figure import Figure
     figure = Figure((12, 3), layout='constrained')
-    rate, memory, batch, pixels = figure.subplots(1, 4)
-    for model, found in figures['steps'].items():
-        steps = range(found['every'], found['every'] * len(found['mb']) + 1, found['every'])
-        rate.plot(steps, found['images_per_s'], label=model)
-        memory.plot(steps, found['mb'], label=model)
-    for axes, title in ((rate, 'images/s over steps'), (memory, 'resident MB over steps')):
-        axes.set_title(title)
-        axes.set_ylim(0)
-    rate.legend()
+    panels = figure.subplots(1, 4)
+    over_steps = (('images_per_s', 'images/s over steps'), ('mb', 'resident MB over steps'))
+    for panel, (key, title) in zip(panels, over_steps):
+        for model, found in figures['steps'].items():
+            last = found['every'] * len(found[key])
+            panel.plot(range(found['every'], last + 1, found['every']), found[key], COLOURS[model])
+        panel.set_title(title)
+        panel.set_ylim(0, 1.1 * max(max(found[key]) for found in figures['steps'].values()))
 
-    for axes, name in ((batch, 'batch'), (pixels, 'pixels')):
-        for model, seconds_of in figures[name].items():
-            x = [int(key) ** (2 if name == 'pixels' else 1) for key in seconds_of]
-            line, = axes.loglog(x, list(seconds_of.values()), 'o', label=model)
-            last = list(seconds_of.values())[-1]
-            axes.loglog(x, [last * k / x[-1] for k in x], ':', color=line.get_color())
-        axes.set_title(f's per D + G, by {name}')
-    batch.legend()
+    by_size = (('batch', 1, 'by batch'), ('pixels', 2, 'by pixels'))   # of pixels, the side is known
+    for panel, (key, power, title) in zip(panels[2:], by_size):
+        for model, measured in figures[key].items():
+            x = np.array([float(size) ** power for size in measured])
+            y = np.array(list(measured.values()))
+            panel.plot(x, y, 'o', color=COLOURS[model], label=model)
+            if len(x) > 1:
+                panel.plot(x, np.polyval(np.polyfit(x, y, 1), x), COLOURS[model], linewidth=1)
+        panel.set_title(f's per D and G step, {title}')
+        panel.set_ylim(0)
+    panels[2].legend()
     figure.savefig(path, dpi=100)
 
 
