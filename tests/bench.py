@@ -72,7 +72,7 @@ def get_args(argv=None):
     a('--scripts', choices=['demo', 'paper'], help='time whole trainings of these settings instead')
     a('--cost', metavar='FILE',
       help='measure what this .json lacks of the cost of long and of large trainings, and draw it')
-    a('--steps', type=int, default=10, help='steps of each training of --scripts')
+    a('--steps', type=int, default=10, help='steps of each training of --scripts, from 3 on')
     a('--json', metavar='FILE', help='write the figures of the table there, too')
     a('--peer', nargs='+', default=[], metavar='DIR', help='folders of the originals, timed beside ours')
     a('--threads', type=int, default=os.cpu_count(), help='threads')
@@ -550,7 +550,7 @@ def whole_trainings(args):
     for model, flags in SETTINGS[args.scripts].items():
         words = [*flags.split(), '--steps', str(args.steps), '--device', args.device]
         found = apart(follow, model, words, 1, args.threads)
-        rate = statistics.median(found['images_per_s'][1:])
+        rate = statistics.median(found['images_per_s'][1:-1])  # the first step and the last one draw and log
         figures[model] = found
         print(f"train_{model}.py {flags}, {found['precision']}, {args.threads} threads: {rate:.4g} images/s, "
               f"{found['peak_mb']} MB", flush=True)
