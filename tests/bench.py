@@ -72,7 +72,7 @@ def get_args(argv=None):
     a('--scripts', choices=['demo', 'paper'], help='time whole trainings of these settings instead')
     a('--cost', metavar='FILE',
       help='measure what this .json lacks of the cost of long and of large trainings, and draw it')
-    a('--steps', type=int, default=10, help='steps of each training of --scripts')
+    a('--steps', type=int, default=10, help='steps of each training of --scripts, from 3 on')
     a('--json', metavar='FILE', help='write the figures of the table there, too')
     a('--peer', nargs='+', default=[], metavar='DIR', help='folders of the originals, timed beside ours')
     a('--threads', type=int, default=os.cpu_count(), help='threads')
@@ -82,13 +82,13 @@ def get_args(argv=None):
 
 # ---- timing
 
-def now(device, threads=None):
+def now(device):
     """Seconds on a clock, when the device has ended what was started.
 
     With one thread on a CPU they are those of this process, so that its neighbours do not count."""
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize()
-    elif (threads or torch.get_num_threads()) == 1:
+    elif torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
 
@@ -508,14 +508,16 @@ def follow(model, words, every, threads):
     torch.set_num_threads(threads)
     recipe = RECIPES[model]
     iterations = loop.Run.iterations
-    marks = []                                                 # (seconds, MB)
+    times, memory, peak = [], [], [0]
 
     def watched(run, *args, **kwargs):
-        marks.append((now(run.device, threads), resident(run.device)))
+        times.append(now(run.device))
         for step in iterations(run, *args, **kwargs):
             yield step
             if step % every == 0:
-                marks.append((now(run.device, threads), resident(run.device)))
+                times.append(now(run.device))
+                memory.append(resident(run.device))
+                peak[0] = loop.peak_memory(run.device)
     loop.Run.iterations = watched
     with tempfile.TemporaryDirectory() as out:
         flags = recipe.get_args([*words, '--metrics', 'none', '--out', os.path.join(out, 'run')])
@@ -523,12 +525,9 @@ def follow(model, words, every, threads):
     loop.Run.iterations = iterations
 
     images = every * flags.batch * flags.d_steps
-    rates = [images / (marks[i + 1][0] - marks[i][0]) for i in range(len(marks) - 1)]
-    device = torch.device('cuda' if flags.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    rates = [round(images / t, 1) for t in np.diff(times)]
     return {'flags': ' '.join(words), 'every': every, 'precision': flags.precision,
-            'images_per_s': [round(rate, 1) for rate in rates],
-            'mb': [mb for _, mb in marks[1:]],
-            'peak_mb': loop.peak_memory(device)}
+            'images_per_s': rates, 'mb': memory, 'peak_mb': peak[0]}
 
 
 def apart(function, *args):
@@ -551,7 +550,7 @@ def whole_trainings(args):
     for model, flags in SETTINGS[args.scripts].items():
         words = [*flags.split(), '--steps', str(args.steps), '--device', args.device]
         found = apart(follow, model, words, 1, args.threads)
-        rate = statistics.median(found['images_per_s'][1:])
+        rate = statistics.median(found['images_per_s'][1:-1])  # the first step and the last one draw and log
         figures[model] = found
         print(f"train_{model}.py {flags}, {found['precision']}, {args.threads} threads: {rate:.4g} images/s, "
               f"{found['peak_mb']} MB", flush=True)
