@@ -393,6 +393,8 @@ def get_args(argv=None):
         'like_hash': like_hash,
         'rounds': args.rounds if args.method == 'early-bird' else None}    # others may go on to more rounds
     name = f'find-{args.model}-{data}-{args.flags.frac}-{files.digest(args.identity)[:8]}'
+    if args.flags.check_data:
+        args.flags.out = args.out                     # where augmented.png goes
     args.out = args.out or f'runs/{name}'
     check_ticket(args)
     return args

@@ -1,7 +1,7 @@
 """Images out of a run or a checkpoint: grids, files, loops, mixed styles, neighbours, and the network itself.
 
 Use:
-    python generate.py runs/sngan-emoji-1.0-1234abcd                # seeds 0-63 of last.pt as grid.png
+    python generate.py runs/sngan-emoji-1.0-1234abcd                # seeds 0-63 of last.pt: grid.png in there
     python generate.py runs/x/best.pt --seeds 0-9,42 --columns 5 --out ten.png
     python generate.py runs/x --seeds 0-9999 --each samples/        # a folder that metrics.py can read
     python generate.py runs/biggan-x --classes 3,5,7-9 --seeds 0-9  # a row per class, a column per seed
@@ -69,6 +69,11 @@ ACTS_ON = {
     'psi': PICTURES,
     'truncation_cutoff': PICTURES,
 }
+# The names of pictures without --out, and the checkpoints that lie alone in a run directory.
+NAMES = {'grid': 'grid.png', 'mix': 'mix.png', 'nearest': 'nearest.png',
+         'interpolate': 'loop.gif', 'history': 'history.gif'}
+OF_A_RUN = ('last.pt', 'last-1.pt', 'best.pt')
+
 STYLEGAN2_FLAGS = ('psi', 'truncation_cutoff', 'noise', 'mix')
 
 # What each number may be, see cli.check_ranges
@@ -119,7 +124,8 @@ def get_args(argv=None):
     a('--mix-layers', metavar='LAYERS', help='layers with the styles of COLS, 0 the coarsest (default: 4-7)')
 
     a = p.add_argument_group('where to').add_argument
-    a('--out', help='the picture (default: grid.png, loop.gif, mix.png, nearest.png or history.gif)')
+    a('--out', help='the picture (default: grid.png, loop.gif, mix.png, nearest.png or history.gif, '
+                    'beside the checkpoint)')
     a('--each', metavar='DIR', help='a folder for one PNG per seed, instead of a grid')
     a('--columns', type=int, help='images per row (default: 8, or all seeds of a class, or all of a loop)')
     a('--history', action='store_true', default=None,
@@ -132,6 +138,7 @@ def get_args(argv=None):
     loop.check_device(args)
     check_flags(args)
     if args.mode == 'history':
+        set_out(args, args.source)
         return args
 
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -139,13 +146,14 @@ def get_args(argv=None):
         args.source = os.path.join(args.source, f'{args.which or "last"}.pt')
     if not os.path.isfile(args.source):
         cli.refuse(f'{args.source}: no such checkpoint; name a run directory or one of its last.pt, best.pt')
+    set_out(args, os.path.dirname(args.source))
     read_numbers(args)
     metrics.check_features(args.features or 'auto')
     return args
 
 
 def check_flags(args):
-    """Sets args.mode, args.film and args.out. Exits 2 on flags that contradict each other or do nothing."""
+    """Sets args.mode and args.film. Exits 2 on flags that contradict each other or do nothing."""
     asked = [f'--{mode}' for mode in MODES if getattr(args, mode) is not None] or ['grid']
     if len(asked) > 1:
         cli.refuse(f'{asked[0]} and {asked[1]} make different pictures: give one of them')
@@ -167,12 +175,9 @@ def check_flags(args):
     if args.mode == 'export' and not args.export.endswith('.pt2'):
         cli.refuse(f'--export {args.export}: name the file .pt2')
 
-    if args.out is None:
-        films = {'interpolate': 'loop.gif', 'history': 'history.gif'}
-        args.out = films.get(args.mode, f'{args.mode}.png')
-    ending = os.path.splitext(args.out)[1].lower()
+    ending = os.path.splitext(args.out or '')[1].lower()
     endings = ('.gif', '.mp4') if args.film else ('.png',)
-    if ending not in endings:
+    if args.out is not None and ending not in endings:
         cli.refuse(f'--out {args.out}: films (--interpolate, --history) are .gif or .mp4, all else is .png')
     if ending == '.mp4' and not shutil.which('ffmpeg'):
         cli.refuse(f'--out {args.out} needs ffmpeg, which is not on the PATH: '
@@ -183,7 +188,22 @@ def check_flags(args):
             cli.refuse(f'{cli.flag(args, name)}: its folder is not there, make it first')
     cli.check_output('--each', args.each, folder=True)
     cli.check_output('--export', args.export)
-    if args.mode not in ('each', 'export'):
+    cli.check_output('--out', args.out)
+
+
+def set_out(args, folder):
+    """Sets args.out, where it was not given, to a picture in `folder`, the one of the checkpoint.
+
+    A checkpoint that is not in a run directory may lie beside those of other runs, so its name comes first.
+    """
+    if args.out is not None or args.mode not in NAMES:
+        return
+    name = NAMES[args.mode]
+    checkpoint = os.path.basename(args.source)
+    if args.mode != 'history' and checkpoint not in OF_A_RUN:
+        name = f'{os.path.splitext(checkpoint)[0]}-{name}'
+    args.out = os.path.join(folder, name)
+    if os.path.isdir(folder):
         cli.check_output('--out', args.out)
 
 

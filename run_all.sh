@@ -209,11 +209,11 @@ sheets() {
     for dir in $(sed -nE "s/^[0-9] $1 train_.* --out ([^ ]+).*/\1/p" "$rows"); do
         [ -e "$dir/last.pt" ] || continue
         [ "$dir/last.pt" -nt "$dir/nearest.png" ] || continue
-        $PY generate.py "$dir" --out "$dir/grid.png"
+        $PY generate.py "$dir"
         $PY generate.py "$dir" --interpolate 1,5,9,14 --columns 8 --out "$dir/strip.png"
-        $PY generate.py "$dir" --interpolate 1,5,9,14 --out "$dir/loop.gif"
-        $PY generate.py "$dir" --mix 0-3 4-9 --out "$dir/mix.png"
-        $PY generate.py "$dir" --nearest --seeds 0-15 --out "$dir/nearest.png"
+        $PY generate.py "$dir" --interpolate 1,5,9,14
+        $PY generate.py "$dir" --mix 0-3 4-9
+        $PY generate.py "$dir" --nearest --seeds 0-15
     done
 }
 

@@ -437,6 +437,8 @@ def load_data(args):
     if conditional:
         check_classes(args, data)
     if args.check_data:
+        line = f'resolution: a training with these flags makes images of {args.res} px; --res sets another'
+        data.report.append(line)
         if cli.world()[0] == 0:
             print('\n'.join(data.report))
             if args.aug_policy:
@@ -460,6 +462,7 @@ def check_policy(args):
 def draw_augmented(args, data):
     """Write augmented.png: up to eight training images, and below them three times what D sees of them.
 
+    The file lies in the folder of --out, or here.
     ADA acts with probability p: 0.2, 0.5 and 0.8, or --ada-p.  DiffAugment always acts."""
     strengths = [None] * 3
     how = 'in three draws'
@@ -474,8 +477,12 @@ def draw_augmented(args, data):
         for p in strengths:
             T = augment.draw(args.aug_policy, x, p)
             sheet.append(metrics.to_uint8(T(x)))
-    images.save_grid(AUGMENTED, torch.cat(sheet), len(rows))
-    cli.say(f'{AUGMENTED}: {len(rows)} training images, and below them what D sees of them: '
+    path = AUGMENTED
+    if args.out:
+        os.makedirs(args.out, exist_ok=True)
+        path = os.path.join(args.out, AUGMENTED)
+    images.save_grid(path, torch.cat(sheet), len(rows))
+    cli.say(f'{path}: {len(rows)} training images, and below them what D sees of them: '
             f'--aug {args.aug} --aug-policy {args.aug_policy}, {how}')
 
 
@@ -723,8 +730,8 @@ class Training:
         self.run.save(self.nets, self.sums, self.state, done=True)
         files.free(self.run.out)
         out = self.run.out
-        self.run.say(f'{out}: finished at step {self.run.step}.  Next: python generate.py {out}, or '
-                     f'python report.py {os.path.dirname(out) or "."}')
+        self.run.say(f'{out}: finished at step {self.run.step}.  Next: python generate.py {out}, which draws '
+                     f'{out}/grid.png, or python report.py {os.path.dirname(out) or "."}')
         return self.trained
 
 

@@ -7,7 +7,7 @@ Reads what runs.py describes, and webpage.html, which holds the looks and the sc
 
 Nothing is fetched, and no image is copied: the page shows the files of the run directories by relative paths,
 and a browser loads them when they come into view.  It shows RUN/nearest.png, too, where `generate.py RUN
---nearest --out RUN/nearest.png` has made it.
+--nearest` has made it.
 """
 import glob
 import json

@@ -136,7 +136,8 @@ def add_flags(group, experiments=None):
     group.add_argument('--mirror', action=argparse.BooleanOptionalAction, default=False,
                        help='mirror half of the images, chosen at random')
     group.add_argument('--check-data', action='store_true',
-                       help='look through the data, report and exit; with --aug, draw augmented.png')
+                       help='look through the data, report and exit; with --aug, draw augmented.png, '
+                            'into --out or here')
 
     add = experiments.add_argument
     add('--data-seed', type=int, default=0, help='seed of the random subset')
@@ -1117,7 +1118,7 @@ def bytes_per_pixel(im):
 
 
 def to_rgb(im):
-    """Any PIL image as an upright RGB one over white, and a word for what it was: its mode, turned or not."""
+    """Any PIL image as an upright RGB one over white, and what it was: its mode, turned, with alpha."""
     kind = im.mode
     sixteen_bit = im.mode.startswith('I;16')
     turned = im.getexif().get(0x0112, 1) != 1  # the orientation
@@ -1131,6 +1132,7 @@ def to_rgb(im):
 
     # Transparent pixels show white. Without this step they would show whatever colour lies under them.
     if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
+        kind += ' with alpha, over white'
         im = over_white(im)
     if im.mode != 'RGB':
         im = im.convert('RGB')

@@ -47,7 +47,7 @@ DOORS = [                                    # the other commands that open the 
     'data/images.py d --res 32 --out set',
     'metrics.py --gen d --ref @photos --metrics fid EFFNET',
     'metrics.py --gen @photos --ref d --metrics fid EFFNET',
-    'generate.py @base/run --seeds 0-3 --nearest d EFFNET',
+    'generate.py @base/run --seeds 0-3 --nearest d EFFNET --out near.png',
 ]
 
 
@@ -291,7 +291,7 @@ def poisoned_run(bench, keys, pattern, value):
             return
         os.remove(f'{where}/run/metrics.jsonl')                # so that a score falls due
         r = bench.run(command, where, 120)
-        made = ['grid.png', 'ticket.pt', 'f/ticket1.pt', 'run/metrics.jsonl']
+        made = ['run/grid.png', 'ticket.pt', 'f/ticket1.pt', 'run/metrics.jsonl']
         if '--out run' in command and r.code == 0:             # the checkpoint before was used
             found = problems(r, [0], [r'last-1\.pt'])
             made.remove('run/metrics.jsonl')
@@ -313,7 +313,7 @@ def poisoned_file(bench, pattern, value):
     if poison(f'{where}/run/best.pt', ['E'], pattern, value):
         command = 'generate.py run/best.pt --seeds 0-3 --device cpu'
         found = problems(bench.run(command, where), [2, 3])
-        if os.path.exists(f'{where}/grid.png'):
+        if os.path.exists(f'{where}/run/grid.png'):
             found.append('grid.png was made')
         yield Case(noted(command, f'best.pt E {pattern} has {value}'), 'exit 2 or 3, no picture', found)
     for name in 'GD':
@@ -329,7 +329,7 @@ def poisoned_file(bench, pattern, value):
 TRAIN_SET = 'train_sngan.py --data set T --steps 2 --batch 8 --out out'
 FLIPS = [                                    # folder, file, command, its result, number of flips
     ('finding', 't.pt', 'train_sngan.py S --mask t.pt --steps 1 --out out', 'out/last.pt', 40),
-    ('base', 'run/best.pt', 'generate.py run/best.pt --seeds 0-3 --device cpu', 'grid.png', 40),
+    ('base', 'run/best.pt', 'generate.py run/best.pt --seeds 0-3 --device cpu', 'run/grid.png', 40),
     ('converted', 'set/train.npy', TRAIN_SET, 'out/last.pt', 20),
     ('converted', 'set/train-labels.npy', TRAIN_SET, 'out/last.pt', 5),
     ('converted', 'set/set.json', TRAIN_SET, 'out/last.pt', 15),
@@ -674,8 +674,8 @@ STARTUP = {                                  # seconds after the start of the pr
     signal.SIGINT: (.3, .8, 1.5, 2.2, 3, 3.6, 4.2), signal.SIGTERM: (.8, 3), signal.SIGHUP: (.8, 3)}
 EVALUATING = f'{TRAINING} --eval-samples 100'
 LONG = 'train_sngan.py S OFTEN --steps 150 --out run'
-PIPED = [TRAINING, FINDING, 'generate.py @base/run --seeds 0-3 --device cpu', 'report.py @base --out page',
-         'data/images.py @photos --res 32 --out set', 'train_sngan.py S --check-data',
+PIPED = [TRAINING, FINDING, 'generate.py @base/run --seeds 0-3 --device cpu --out a.png',
+         'report.py @base --out page', 'data/images.py @photos --res 32 --out set', 'train_sngan.py S --check-data',
          'metrics.py --gen @photos --ref @photos --metrics fid EFFNET']
 SINKS = '| head -1', '| head -3', '| true', '>/dev/full', '>&-', '2>/dev/full'
 

@@ -87,8 +87,10 @@ def test_every_odd_image_is_converted_or_named(odd):
     for name in ('rgb.png', 'p.png', 'wide.webp', 'cmyk.jpg'):
         assert (at[name].mean((1, 2)) - torch.tensor([200., 30., 60.])).abs().max() < 6, name
     assert at['turned.jpg'][:, :6].mean() < 40 and at['turned.jpg'][:, -6:].mean() > 215
-    for word in ('LA', 'RGBA', 'I;16', 'CMYK', 'turned by EXIF', 'not square'):
+    for word in ('1 x LA with alpha, over white', '1 x RGBA with alpha, over white', 'I;16', 'CMYK',
+                 'turned by EXIF', 'not square'):
         assert word in text, word
+    assert text.count('over white') == 2                       # of no image without alpha
 
 
 def test_strict_stops_at_unreadable_images(odd, capsys):

@@ -3,6 +3,7 @@ import copy
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -436,13 +437,42 @@ def test_flags_that_do_nothing_for_a_network_must_be_refused(kind, flags, words,
     assert not os.listdir(tmp_path)
 
 
+def test_a_picture_must_lie_beside_its_network_and_never_over_that_of_another(runs, tmp_path, monkeypatch, capsys):
+    here = tmp_path / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in ('a', 'b'):                                    # two checkpoints of other places in one folder
+        shutil.copy(os.path.join(runs['sngan'], 'best.pt'), tmp_path / f'{name}.pt')
+    run = tmp_path / 'run'
+    (run / 'samples').mkdir(parents=True)
+    shutil.copy(tmp_path / 'a.pt', run / 'best.pt')
+    Image.new('RGB', (8, 8)).save(run / 'samples' / '000001.png')
+
+    few = ['--seeds', '0-1']
+    make('../a.pt', *few)
+    make('../b.pt', *few)
+    make('../run', *few)
+    make('../run/best.pt', '--interpolate', '1,2', '--frames', '2')
+    generate.main(generate.get_args(['../run', '--history']))
+    assert not os.listdir(here)
+    assert {'a-grid.png', 'b-grid.png'} < {*os.listdir(tmp_path)}
+    assert {*os.listdir(run)} == {'best.pt', 'samples', 'grid.png', 'loop.gif', 'history.gif'}
+    assert '../run/grid.png: seeds 0-1 of ../run/best.pt' in capsys.readouterr().out
+
+    make('../run', *few, '--out', 'named.png')                 # the flag alone says another place
+    assert os.listdir(here) == ['named.png']
+    os.rename(run / 'grid.png', run / 'kept')
+    (run / 'grid.png').mkdir()
+    refused(capsys, lambda: make('../run', *few), '--out ../run/grid.png', 'name another file')
+
+
 def test_the_script_must_need_a_checkpoint_alone(runs, tmp_path, monkeypatch, capsys):
     torch.save(copy.deepcopy(files.load(os.path.join(runs['conditional'], 'best.pt'))), tmp_path / 'alone.pt')
     script, flags = f'{ROOT}/generate.py', ['--classes', '2,0', '--seeds', '0-2', '--device', 'cpu']
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', [script, 'alone.pt', *flags])
     runpy.run_path(script, run_name='__main__')
-    assert capsys.readouterr().out.startswith('grid.png: seeds 0-2 of alone.pt, 3 a row')
+    assert capsys.readouterr().out.startswith('alone-grid.png: seeds 0-2 of alone.pt, 3 a row')
     net = network('conditional')
     net.noise = 'const'
-    assert near(tiles(tmp_path / 'grid.png')[0], generate.sample(net, range(3), 2))
+    assert near(tiles(tmp_path / 'alone-grid.png')[0], generate.sample(net, range(3), 2))

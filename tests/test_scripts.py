@@ -432,3 +432,5 @@ def test_too_few_images_to_score_and_an_out_inside_the_data_are_refused(tmp_path
 def test_ticket_finding_can_check_the_data(tmp_path, capsys):
     find(tmp_path / 'f', '--check-data')
     assert '20 of 100 training images' in capsys.readouterr().out and not os.path.exists(tmp_path / 'f')
+    find(tmp_path / 'f', '--check-data', '--aug', 'diffaug')
+    assert os.listdir(tmp_path / 'f') == ['augmented.png']

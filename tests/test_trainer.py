@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import os
+import shutil
 import weakref
 from argparse import Namespace
 
@@ -397,7 +398,7 @@ def test_check_data_draws_what_d_sees_of_the_users_own_images(tmp_path, monkeypa
         """What --check-data draws, [4 rows, 8 images, 16, 16, 3], and its calls of augment.draw on images."""
         drawn.clear()
         assert train('sngan', 'run', '--check-data', *flags) is None
-        x = np.array(Image.open('augmented.png')).reshape(4, 16, 8, 16, 3)
+        x = np.array(Image.open('run/augmented.png')).reshape(4, 16, 8, 16, 3)
         return x.transpose(0, 2, 1, 3, 4), drawn[-3:]
 
     kept, calls = sheet('--aug', 'ada', '--ada-p', '0')
@@ -414,9 +415,14 @@ def test_check_data_draws_what_d_sees_of_the_users_own_images(tmp_path, monkeypa
     x, calls = sheet('--aug', 'diffaug')
     assert calls == [('color,translation,cutout', None)] * 3 and (x[1:] != x[:1]).any((2, 3, 4)).all()
 
-    os.remove('augmented.png')
+    assert os.listdir('run') == ['augmented.png']
+    shutil.rmtree('run')
+    capsys.readouterr()
     train('sngan', 'run', '--check-data')
     assert not os.listdir(tmp_path)                            # no run, and without --aug no sheet
+    assert 'makes images of 16 px' in capsys.readouterr().out
+    script('sngan').main(parsed('sngan', '--check-data', '--aug', 'ada'))
+    assert os.listdir(tmp_path) == ['augmented.png']           # without --out: here
 
 
 def shown_in_tensorboard(out):
