@@ -228,7 +228,11 @@ place=runs/$SCALE
 for name in $(cut -d' ' -f2 "$rows" | awk '!seen[$0]++'); do
     out=$place/report/$name
     case $name in
-    demo) run $PY report.py "$faces" || failed=1; continue ;;
+    demo)
+        run $PY report.py "$faces" || failed=1
+        # Only the demo as it is has been trained with other seeds.
+        [ "$SCALE${STEPS:-}" != demo ] || run $PY paper/evidence.py compare "$faces" || failed=1
+        continue ;;
     leak) leaks "$out" || failed=1 ;;
     fewshot | fig5 | fig6) sheets "$name" || failed=1 ;;
     esac

@@ -556,19 +556,18 @@ def compare(out):
         scores = files.read_jsonl(f'{out}/{row.training}/metrics.jsonl')
         if scores:
             last[row.name] = scores[-1]['all']
-    dense = last['dense']
-    differ = False
+    signs = []
     for row in rows[1:]:
-        if row.name not in last:
+        known = differences(row)
+        if row.name not in last or 'dense' not in last or len(known) < 2:
             continue
-        mean, half = interval(differences(row), further=1)
-        d = 100 * (last[row.name] - dense) / dense
-        sign = '='
+        mean, half = interval(known, further=1)
+        d = 100 * (last[row.name] - last['dense']) / last['dense']
+        signs.append('=')
         if abs(mean) > half:
-            sign = '<' if mean < 0 else '>'
-        differ |= sign != '='
-        print(f'{row.name} {sign} dense: {d:+.0f} % here; over seeds: {mean:+.0f} ± {half:.0f} %')
-    if not differ:
+            signs[-1] = '<' if mean < 0 else '>'
+        print(f'{row.name} {signs[-1]} dense: {d:+.0f} % here; over {len(known)} seeds: {mean:+.0f} ± {half:.0f} %')
+    if signs == ['='] * len(signs):
         print('no row differs from the dense one by more than seeds do: see RESULTS.md')
 
 
