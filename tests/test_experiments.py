@@ -125,8 +125,10 @@ def test_what_is_stopped_stops_everything_with_its_code(place, jobs):
 def test_trainings_side_by_side_take_one_thread_each_and_name_their_lines(place, monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS')
     (place / 'report.py').write_text('')
+    (place / 'paper/evidence.py').write_text('import sys\nprint("evidence", *sys.argv[1:])')
     done, ran = run_all(place, JOBS='3')
     assert done.returncode == 0 and ran[0] == 'find' and len(ran) == 5, done.stdout + done.stderr
+    assert 'evidence compare runs/faces\n' in done.stdout
     assert done.stdout.count('3 trainings at a time, threads of each: 1;') == 1
     for name in ran:
         assert f'runs/faces/{name}: threads 1\n' in done.stdout
