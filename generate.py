@@ -677,6 +677,8 @@ def export(args, net, saved, names):
     about['inputs'] = [*inputs]
 
     program = torch.export.export(net, (*inputs.values(),), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)                     # paths of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={'metadata.json': json.dumps(about, indent=1)})
     files.write(args.export, lambda tmp: pathlib.Path(tmp).write_bytes(buffer.getvalue()))

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -332,6 +333,8 @@ def test_an_exported_generator_makes_the_same_images_without_this_repository(kin
     away.mkdir()
     make(str(tmp_path / 'run'), '--export', away / 'g.pt2')
     assert '36.0% pruned' in capsys.readouterr().out and os.listdir(away) == ['g.pt2']
+    with zipfile.ZipFile(away / 'g.pt2') as archive:           # nor a path of the machine that made it
+        assert not any(ROOT.encode() in archive.read(name) for name in archive.namelist())
 
     # Another process, in a folder with nothing but the file: batches of 1 and 5, and another psi each
     inputs, right = [], []

@@ -172,7 +172,10 @@ def save_classifier(net, path):
     auto = torch.export.Dim.AUTO
     x = torch.zeros(3, 3, 32, 40, dtype=torch.uint8)
     sizes = ({0: auto, 2: auto, 3: auto},)
-    torch.export.save(torch.export.export(Features().eval(), (x,), dynamic_shapes=sizes), path)
+    program = torch.export.export(Features().eval(), (x,), dynamic_shapes=sizes)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)                     # paths of this machine
+    torch.export.save(program, path)
 
 
 # ---- all scores of good and of bad pictures
