@@ -548,9 +548,11 @@ def whole_trainings(args):
     """Print and return images/s and peak memory of each script, by its demo's or the paper's settings."""
     figures = {}
     for model, flags in SETTINGS[args.scripts].items():
-        words = [*flags.split(), '--steps', str(args.steps), '--device', args.device]
+        steps = str(args.steps)                                # the first and the last one draw and log
+        words = [*flags.split(), '--device', args.device,
+                 '--steps', steps, '--log-every', steps, '--sample-every', steps]
         found = apart(follow, model, words, 1, args.threads)
-        rate = statistics.median(found['images_per_s'][1:-1])  # the first step and the last one draw and log
+        rate = statistics.median(found['images_per_s'][1:-1])
         figures[model] = found
         print(f"train_{model}.py {flags}, {found['precision']}, {args.threads} threads: {rate:.4g} images/s, "
               f"{found['peak_mb']} MB", flush=True)
