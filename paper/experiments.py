@@ -41,6 +41,7 @@ WAYS = {
     'diffaug': '--aug diffaug',
     'diffaug-advaug': '--aug diffaug --advaug gd',
     'translation': '--aug diffaug --aug-policy translation',
+    'color-cutout': '--aug diffaug --aug-policy color,cutout',
     'real': '--aug diffaug --aug-on real',
     'd': '--aug diffaug --aug-on d',
     'ada': '--aug ada',
@@ -76,10 +77,14 @@ WAYS = {
     'margin-1.045': '--margin 1.045',
     'margin-1.09': '--margin 1.09'}
 
-LONGER = 'diffaug', 'diffaug-advaug'                           # paper: twice the updates of the other ways
+# Paper, section 4: 'training iterations will be doubled when training GANs with DiffAug'.
+LONGER = 'diffaug', 'diffaug-advaug'
 SHOTS = ['100-shot-obama', '100-shot-grumpy_cat', '100-shot-panda', 'AnimalFace-cat', 'AnimalFace-dog']
 MORE_SHOTS = ['100-shot-bridge_of_sighs', '100-shot-medici_fountain', '100-shot-temple_of_heaven',
               '100-shot-wuzhen']
+
+# DiffAugment's StyleGAN2 on CIFAR: its recipe for FFHQ with other numbers.
+DIFFAUGMENT_CIFAR = '--preset large --res 32 --ch-g 4096 --ch-d 4096 --r1 0.1 --ema-kimg 1000 --aug none'
 WITH_ROUNDS = re.compile(r'(find_ticket .*)--rounds (\d+)(.*)')
 
 
@@ -111,17 +116,20 @@ def whole(least, most):
 class Family:
     """The trainings of one model on one share of one data set with one seed, all below one directory.
 
-    `find` and `train` yield (stage, command)."""
+    variant: the end of the directory's name of a second recipe.  doubled: whether the ways LONGER have twice
+    the updates, at the scale `paper`.  `find` and `train` yield (stage, command)."""
 
-    def __init__(self, args, seed, model, data, frac=1., steps=None, flags=''):
+    def __init__(self, args, seed, model, data, frac=1., steps=None, flags='', variant='', doubled=True):
         self.model = model
         self.seed = seed
         self.small = args.scale != 'paper'
+        self.doubled = doubled and not self.small
         self.last_round = NO_LIMIT
         self.evaluations = EVALUATIONS[args.scale]
         folder = args.scale
 
         if self.small:
+            variant = ''
             data, steps, self.last_round = SMALL[model]
             flags = '--preset demo'
             if model == 'stylegan2':
@@ -137,7 +145,7 @@ class Family:
             folder += f'-{steps}'
 
         self.steps = steps
-        self.out = f'runs/{folder}/{model}-{data}-{frac:g}'
+        self.out = f'runs/{folder}/{model}-{data}{variant}-{frac:g}'
         self.flags = f'--data {data} --frac {frac:g} {flags}'
         if seed:
             self.out += f'-s{seed}'
@@ -185,8 +193,10 @@ class Family:
                 # The finding itself trains the dense network and every ticket but the last one plainly.
                 if way == 'plain' and k != last_round:
                     continue
-                longer = way in LONGER and self.model == 'biggan' and not self.small
-                yield from self.train(k, way, 2 * self.steps if longer else None)
+                steps = self.steps
+                if way in LONGER and self.doubled:
+                    steps *= 2
+                yield from self.train(k, way, steps)
 
     def distinct(self, levels):
         """The rounds that are available at this scale, each once."""
@@ -218,16 +228,18 @@ def table3(family):
 
 def table4(family):
     """Ways to train on little data, beside each other: StyleGAN2; small: SNGAN."""
+    # The paper gives neither batch nor updates of this table: ADA's CIFAR recipe for 16 million images is ours.
     f = family('stylegan2', 'cifar100', .1, 250000)
     if f.small:
         f = family('sngan', 'cifar10', .1)
     yield from f.find_and_train(3, [3], ['plain', 'diffaug', 'ada', 'ada-lecam', 'ada-advaug'])
+    yield from at_equal_updates(f)
 
 
 def few_images(family, data):
-    """StyleGAN2 on one of the few-shot sets."""
+    """StyleGAN2 on one of the few-shot sets by DiffAugment's recipe, whose length is that of DiffAugment."""
     steps = 31250 if 'Animal' in data else 18750
-    return family('stylegan2', data, 1., steps, '--aug none')
+    return family('stylegan2', data, 1., steps, '--aug none', doubled=False)
 
 
 def few_shot(family, names, ways):
@@ -240,8 +252,14 @@ def few_shot(family, names, ways):
 
 
 def table5(family):
-    """StyleGAN2 from few images, beside transfer from FFHQ (ffhq.pt, of models/convert_nvidia.py)."""
-    yield from few_shot(family, SHOTS, ['plain', 'diffaug-advaug'])
+    """StyleGAN2 from few images by DiffAugment's recipe and by the paper's own (batch 5, 100,000 updates),
+    beside transfer from FFHQ (ffhq.pt, of models/convert_nvidia.py)."""
+    ways = ['plain', 'diffaug-advaug']
+    yield from few_shot(family, SHOTS, ways)
+    for data in SHOTS:
+        f = family('stylegan2', data, 1., 100000, '--preset paper --aug none', '-paper')
+        if not f.small:
+            yield from f.find_and_train(3, [3], ways)
     yield from transfer(family)
 
 
@@ -316,8 +334,8 @@ def at_equal_updates(f, way='diffaug'):
     """The dense network with as many updates as the published rows with DiffAugment, which have twice as many
     as the others, and DiffAugment with as few as the others."""
     if not f.small:
-        yield from f.train(0, 'plain', 200000, 'dense-twice')
-        yield from f.train(0, way, 100000, f'dense-{way}-once')
+        yield from f.train(0, 'plain', 2 * f.steps, 'dense-twice')
+        yield from f.train(0, way, name=f'dense-{way}-once')
 
 
 # ---- figures
@@ -456,14 +474,29 @@ def fewshot(family):
 
 
 def stylegan2(family):
-    """StyleGAN2 on CIFAR at 10, 20 and 100 %, and on 1,000 images of FFHQ and LSUN cat."""
-    sets = [(data, frac) for data in ('cifar10', 'cifar100') for frac in (.1, .2, 1.)]
-    for data, frac in [*sets, ('ffhq', 1000), ('lsun-cat', 1000)]:
-        f = family('stylegan2', data, frac, 250000, '' if 'cifar' in data else '--aug none')
+    """StyleGAN2 on CIFAR at 10, 20 and 100 %, by DiffAugment's recipe."""
+    for data in ('cifar10', 'cifar100'):
+        for frac in (.1, .2, 1.):
+            f = family('stylegan2', data, frac, 781250, DIFFAUGMENT_CIFAR, '-diffaugment')
+            for way in ('plain', 'diffaug', 'ada'):
+                if way == 'diffaug' and frac == 1 and not f.small:
+                    way = 'color-cutout'                       # as published
+                yield from f.train(0, way)
+            if f.small:
+                return
+
+
+def ffhq(family):
+    """StyleGAN2 against the number of photographs: FFHQ and LSUN cat, by DiffAugment's recipe."""
+    sizes = [('ffhq', n) for n in (1000, 5000, 10000, 30000)]
+    sizes += [('ffhq', 1.)]                            # 70,000; by --mirror of the recipe ADA's 140,000
+    sizes += [('lsun-cat', n) for n in (1000, 5000, 10000, 30000)]
+    if family('stylegan2', 'ffhq').small:
+        sizes = [('', .2), ('', 1.)]
+    for data, n in sizes:
+        f = family('stylegan2', data, n, 781250, '--aug none --eval-samples 50000')
         for way in ('plain', 'diffaug', 'ada'):
             yield from f.train(0, way)
-        if f.small:
-            return
 
 
 EXPERIMENTS = {
@@ -488,7 +521,8 @@ EXPERIMENTS = {
     'leak': leak,
     'fewshot': fewshot,
     'transfer': transfer,
-    'stylegan2': stylegan2}
+    'stylegan2': stylegan2,
+    'ffhq': ffhq}
 
 
 # ---- lines

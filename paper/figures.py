@@ -499,9 +499,17 @@ def draw_overlaps(records):
 
 def draw_ada_sizes(rows, score, records):
     """Scores of dense networks over the number of training images."""
+    def data_set(row):
+        """The family without its share."""
+        return os.path.basename(row['family']).rsplit('-', 1)[0]
+
+    several = len({data_set(row) for row in rows}) > 1
     groups = {}
     for row in select(rows, 'dense'):
-        points = groups.setdefault(WAY_LABELS.get(row['way'], row['way']), [])
+        label = WAY_LABELS.get(row['way'], row['way'])
+        if several:
+            label += f', {data_set(row)}'
+        points = groups.setdefault(label, [])
         if row['n_images']:
             points.append((row['n_images'], row))
 
@@ -589,6 +597,7 @@ FIGURES = {                                                    # every other exp
     'controls': draw_controls,
     'mask-quality': draw_mask_quality,
     'ada-sizes': draw_ada_sizes,
+    'ffhq': draw_ada_sizes,
     'leak': draw_leak,
     'diffaug': draw_diffaug,
     'table4': draw_rows_and_curves,

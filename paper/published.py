@@ -9,7 +9,7 @@ Use:
 
 A number stands beside ours only where data, features, samples, reference and schedule are the same.  Where
 anything differs, the number is grey and the difference is named.  In published.csv the table `DiffAugment` is
-of Zhao et al. 2020; all other tables are of the paper on tickets.
+of Zhao et al. 2020; all other tables are of the paper on tickets.  The last column says where a number stands.
 """
 import csv
 import importlib
@@ -19,9 +19,9 @@ from report import last_scores
 from runs import ticket_origin
 
 CSV = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'published.csv')
-NOTE = ('Published: FID of the 2015 Inception, 10,000 images (ImageNet: 50,000, few-shot: 5,000) against the '
-        'validation split (few-shot: training images), of a checkpoint chosen by its score; grey where ours '
-        'differs in what is named.')
+NOTE = ('Published: FID of the 2015 Inception, 10,000 images (ImageNet, FFHQ: 50,000, few-shot: 5,000) against '
+        'the validation split (few-shot: training images, FFHQ: all images), of a checkpoint chosen by its '
+        'score; grey where ours differs in what is named.')
 
 # The flags of a published run of SNGAN or BigGAN, where the preset of its data set has no other.
 USUAL = {
@@ -30,6 +30,9 @@ USUAL = {
     'res': 32, 'mirror': False, 'subset': 'random', 'narrow': False, 'aug_on': 'both', 'lecam': None,
     'adv_step': .01, 'adv_pgd': 1, 'adv_eps': None, 'adv_sign': 'adversary',
     'adv_lambda_g': 1., 'adv_lambda_d': 1., 'adv_cut_g': 1, 'adv_cut_d': -1}
+
+# DiffAugment's StyleGAN2 on CIFAR, where its recipe for FFHQ has other numbers
+DIFFAUGMENT_CIFAR = {'res': 32, 'ch_g': 4096, 'ch_d': 4096, 'r1': .1, 'ema_kimg': 1000.}
 
 # Channels of G and D: of SNGAN, and of BigGAN by resolution.
 WIDTHS = {'sngan': (256, 128), 32: (96, 96), 64: (80, 80), 128: (96, 96)}
@@ -75,12 +78,17 @@ def advaug_word(flags):
     return 'noise' if flags['adv_noise'] == .01 else None
 
 
-def usual_flags(run):
+def usual_flags(run, line):
     """The flags of the published run, as far as they are known."""
     flags, model = run['flags'], run['model']
     presets = importlib.import_module(f'train_{model}').PRESETS
+    if model == 'stylegan2' and line['table'] == 'DiffAugment':
+        return diffaugment_flags(flags, presets)
     if model == 'stylegan2':
-        return presets.get(flags.get('preset'), {})
+        usual = dict(presets.get(flags.get('preset'), {}))
+        if flags.get('preset') == 'paper' and flags['aug'] == 'diffaug':
+            usual['steps'] *= 2
+        return usual
 
     usual = {**USUAL, **presets.get(flags['data'], {})}
     if model == 'biggan' and flags['aug'] == 'diffaug':
@@ -89,27 +97,50 @@ def usual_flags(run):
     return usual
 
 
+def diffaugment_flags(flags, presets):
+    """The flags of DiffAugment's StyleGAN2 on the data of a run; presets: those of train_stylegan2.py."""
+    data = flags['data']
+    if 'cifar' not in data:
+        name = 'large'
+        if data.startswith('100-shot'):
+            name = 'fewshot'
+        if data.startswith('AnimalFace'):
+            name = 'animalface'
+        return presets[name]
+
+    usual = {**presets['large'], **DIFFAUGMENT_CIFAR}
+    if flags['aug'] == 'diffaug':
+        usual['aug_policy'] = 'color,cutout' if flags['frac'] == 1 else 'color,translation,cutout'
+    return usual
+
+
+def published_protocol(model, data):
+    """The number of samples and the reference of the published scores."""
+    if data == 'imagenet':
+        return 50000, f'{data}-test'
+    if data.startswith(('ffhq', 'lsun')):
+        return 50000, f'{data}-all'
+    if model == 'stylegan2' and 'cifar' not in data:
+        return 5000, f'{data}-train'                           # few-shot
+    return 10000, f'{data}-test'
+
+
 def differences(run, line):
     """In what a run and a published line differ, in words; empty where the numbers may be compared."""
     flags, data, model = run['flags'], run['flags']['data'], run['model']
     score = run['scores'][-1]
     protocol = score['protocol']
     of_diffaugment = line['table'] == 'DiffAugment'
-    few_images = model == 'stylegan2' and 'cifar' not in data
-    usual = usual_flags(run)
+    usual = usual_flags(run, line)
+    samples, reference = published_protocol(model, data)
 
     words = []
     if score['score'] != 'FID' or protocol['resize'] != 'half-pixel bilinear 299':
         words.append('features')
 
-    samples = 5000 if few_images else 10000
-    if data == 'imagenet':
-        samples = 50000
     if protocol['n_gen'] != samples:
         words.append('samples')
-
-    split = 'train' if few_images else 'test'
-    if protocol['ref'] != f'{data}-{split}':
+    if protocol['ref'] != reference:
         words.append('reference')
 
     # DiffAugment trained on ImageNet with TPUs and batches of 2,048.

@@ -76,6 +76,78 @@ def test_a_seed_fixes_weights_subset_and_place():
     assert again == first != second
 
 
+def steps_of(name, folder):
+    """{the last part of --out: steps} of the trainings of an experiment, as published, below one folder."""
+    found = {}
+    for _, _, command in rows(name, '--scale', 'paper'):
+        place, training = re.search(r'--out runs/paper/(\S+)/(\S+)', command).groups()
+        if place == folder:
+            found[training] = int(re.search(r'--steps (\d+)', command)[1])
+    return found
+
+
+def test_diffaugment_must_double_the_updates_of_the_papers_own_tables():
+    bigs = steps_of('table3', 'biggan-cifar100-0.1')
+    styles = steps_of('table4', 'stylegan2-cifar100-0.1')
+    for steps, once in ((bigs, 100000), (styles, 250000)):
+        for training, count in steps.items():
+            longer = training == 'dense-twice' or 'diffaug' in training and not training.endswith('once')
+            assert count == once * (2 if longer else 1), training
+        assert {'dense-twice', 'dense-diffaug-once'} < set(steps)      # the rows at equal updates
+    # DiffAugment's own recipe is as long without DiffAugment.
+    assert set(steps_of('fewshot', 'stylegan2-100-shot-panda-1').values()) == {18750}
+    for name, folder in (('stylegan2', 'stylegan2-cifar10-diffaugment-0.2'), ('ffhq', 'stylegan2-ffhq-5000')):
+        assert set(steps_of(name, folder).values()) == {781250}
+
+
+def test_few_images_must_be_trained_by_the_papers_recipe_beside_diffaugments():
+    once = {'find': 100000, 'ticket3-plain': 100000,
+            'dense-diffaug-advaug': 200000, 'ticket3-diffaug-advaug': 200000}
+    for data in experiments.SHOTS:
+        assert steps_of('table5', f'stylegan2-{data}-paper-1') == once
+        assert once.keys() < steps_of('table5', f'stylegan2-{data}-1').keys()
+    commands = [command for _, _, command in rows('table5', '--scale', 'paper') if '-paper-1/' in command]
+    args = [importlib.import_module('train_stylegan2').get_args(command.split()[1:])
+            for command in commands if command.startswith('train') and '--mask' not in command]
+    assert {(a.batch, a.lr_g, a.lr_d, a.preset) for a in args} == {(5, 2e-4, 2e-4, 'paper')}
+
+
+def test_published_sets_and_shares_must_be_trained_by_the_published_recipe():
+    asked = {(re.search(r'--data (\S+) --frac (\S+)', c).groups()) for _, _, c in rows('ffhq', '--scale', 'paper')}
+    assert {frac for data, frac in asked if data == 'ffhq'} == {'1000', '5000', '10000', '30000', '1'}
+    assert {frac for data, frac in asked if data == 'lsun-cat'} == {'1000', '5000', '10000', '30000'}
+    for _, _, command in rows('stylegan2', '--scale', 'paper'):
+        whole = '--frac 1 ' in command and '--aug diffaug' in command
+        assert whole == ('--aug-policy color,cutout' in command), command
+
+
+def trainings(command):
+    """How many networks are trained by one command."""
+    if not command.startswith('find_ticket'):
+        return 1
+    method = re.search(r'--method (\S+)', command)
+    if method:
+        return 0 if method[1] in find_ticket.WITHOUT_TRAINING else 1
+    return int(re.search(r'--rounds (\d+)', command)[1])
+
+
+def count_trainings(*names):
+    return sum(trainings(command) for command in {c for _, _, c in rows(*names, '--scale', 'paper')})
+
+
+def test_the_trainings_that_results_counts_must_be_those_of_the_commands():
+    with open(f'{ROOT}/RESULTS.md') as f:
+        text = f.read()
+    lines = re.findall(r'`SCALE=paper GPUS=8 bash run_all.sh ([\w ]+)` \| (\d+) \|', text)
+    assert len(lines) > 10
+    every = []
+    for names, count in lines:
+        every += names.split()
+        assert count_trainings(*names.split()) == int(count), names
+    together, beside = map(int, re.search(r'together are (\d+) trainings .* (\d+) trainings\)', text).groups())
+    assert (count_trainings(*every), count_trainings('all')) == (together, beside)
+
+
 # ---- run_all.sh on scripts that only say that they ran
 
 FAKE = """import os, sys

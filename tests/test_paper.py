@@ -1,4 +1,5 @@
 """paper/: pages of whole, partial and broken sets of runs, their numbers, rivals, seeds, figures."""
+import csv
 import glob
 import os
 import re
@@ -351,6 +352,16 @@ def test_the_radar_has_the_published_scores_in_grey_unless_nothing_differs():
     assert [(line.get_ydata()[0], line.get_color()) for line in diamonds] == [(36.58, '#999999')]
 
 
+def test_two_data_sets_must_not_share_a_line_over_the_number_of_images():
+    lines = [line for line in lines_of('ffhq', scale='paper') if '--frac 1000 ' in line or '--frac 5000 ' in line]
+    make_all(lines, name='FID')
+    rows = expected_rows('ffhq', lines)
+    add_points(rows)
+    figure = figures.draw_ada_sizes(rows, 'FID', {})[0][1]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len(labels) == 6 and sum('lsun-cat' in label for label in labels) == 3, labels
+
+
 # ---- published numbers
 
 @pytest.mark.parametrize('change, cell', [
@@ -383,6 +394,13 @@ def test_a_published_number_stands_beside_ours_only_where_nothing_differs(change
     assert cell in text and ('gray' in text) == ('other' in cell)
 
 
+# Runs by DiffAugment's recipes
+FACES = {**train_stylegan2.PRESETS['large'], 'preset': 'large', 'data': 'ffhq', 'aug': 'diffaug', 'step': 781250,
+         'sparsity': 0., 'n_gen': 50000, 'ref': 'ffhq-all'}
+CIFAR = {**FACES, 'data': 'cifar10', 'res': 32, 'ch_g': 4096, 'ch_d': 4096, 'r1': .1, 'ema_kimg': 1000.,
+         'aug_policy': 'color,translation,cutout', 'n_gen': 10000, 'ref': 'cifar10-test'}
+
+
 @pytest.mark.parametrize('change, cell', [
     ({'data': 'cifar100', 'frac': .1}, 'FID 12.20 ± 0.03 (Table 4); other settings'),
     ({'data': 'cifar100', 'frac': .1, 'lecam': .3}, 'FID 12.48 ± 0.04 (Table 4); other settings'),
@@ -395,18 +413,48 @@ def test_a_published_number_stands_beside_ours_only_where_nothing_differs(change
     ({'aug': 'diffaug', 'sparsity': 0., 'batch': 5}, 'other settings'),
     ({'aug': 'none', 'init_from': 'x.pt'}, '–'),
     ({'aug': 'diffaug', 'sparsity': 0., 'ref': '100-shot-obama-test'}, 'other reference'),
-    ({'small_dense': 'x'}, '–')])
+    ({'small_dense': 'x'}, '–'),
+    ({'preset': 'paper', 'batch': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'step': 100000, 'aug': 'none', 'sparsity': 0.},
+     'FID 80.20 (DiffAugment); other schedule, settings<'),
+    ({'preset': 'paper', 'batch': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'step': 200000, 'aug': 'diffaug',
+      'advaug': 'gd'}, 'FID 52.86 (Table 5); other settings<'),
+    ({'preset': 'paper', 'batch': 5, 'lr_g': 2e-4, 'lr_d': 2e-4, 'step': 100000, 'aug': 'diffaug',
+      'advaug': 'gd'}, 'FID 52.86 (Table 5); other schedule, settings<'),
+    ({**CIFAR, 'frac': .2, 'aug': 'diffaug'}, 'FID 12.15, IS 9.21 (DiffAugment)'),
+    ({**CIFAR, 'aug': 'none'}, 'FID 11.07, IS 9.18 (DiffAugment)'),
+    ({**CIFAR, 'aug': 'diffaug', 'aug_policy': 'color,cutout'}, 'FID 9.89, IS 9.40 (DiffAugment)'),
+    ({**CIFAR, 'aug': 'diffaug'}, 'FID 9.89, IS 9.40 (DiffAugment); other settings<'),
+    ({**CIFAR, 'aug': 'none', 'step': 250000}, '(DiffAugment); other schedule<'),
+    ({**CIFAR, 'aug': 'none', 'r1': .01}, '(DiffAugment); other settings<'),
+    ({**FACES, 'frac': 1000}, 'FID 25.66 (DiffAugment)'), ({**FACES, 'frac': 1.}, 'FID 4.24 (DiffAugment)'),
+    ({**FACES, 'frac': 1000, 'n_gen': 10000}, '(DiffAugment); other samples<'),
+    ({**FACES, 'frac': 1000, 'ref': 'ffhq-train'}, '(DiffAugment); other reference<'),
+    ({**FACES, 'frac': 1000, 'aug': 'ada'}, '–'), ({**FACES, 'data': 'lsun-cat', 'frac': 1000}, '–')])
 def test_stylegan2_repeats_diffaugments_recipe_and_not_the_papers(change, cell):
     values = dict(data='100-shot-obama', frac=1., aug='ada', advaug='none', adv_noise=None, sparsity=48.8,
                   n_gen=10000, ref='cifar100-test') | change
     if 'shot' in values['data']:
         values = values | {'n_gen': 5000, 'ref': '100-shot-obama-train'} | change
     flags = {**train_stylegan2.FEWSHOT, 'preset': 'fewshot'}
-    flags |= {k: v for k, v in values.items() if k not in ('sparsity', 'n_gen', 'ref')}
+    flags |= {k: v for k, v in values.items() if k not in ('sparsity', 'n_gen', 'ref', 'step')}
     protocol = {'resize': 'half-pixel bilinear 299', 'n_gen': values['n_gen'], 'ref': values['ref']}
     run = {'model': 'stylegan2', 'flags': flags, 'sparsity': {'G': values['sparsity'] / 100, 'D': 0.},
-           'scores': [{'step': 18750, 'score': 'FID', 'protocol': protocol}]}
+           'scores': [{'step': values.get('step', 18750), 'score': 'FID', 'protocol': protocol}]}
     assert cell in published.run_cell(run) and ('gray' in published.run_cell(run)) == ('other' in cell)
+
+
+def test_every_published_number_must_say_where_it_stands():
+    with open(published.CSV) as f:
+        lines = list(csv.DictReader(f))
+    for line in lines:
+        mine = 'arXiv:2103.00397'
+        if line['table'] == 'DiffAugment':
+            mine = f"github.com/mit-han-lab/data-efficient-gans (DiffAugment-{line['model']}|)\\S*README"
+        assert re.match(mine, line['source']), line
+        assert float(line['fid']) > 0
+    keys = [tuple(value for name, value in line.items() if name not in ('fid', 'fid_std', 'is', 'is_std'))
+            for line in lines]
+    assert len(keys) == len(set(keys))
 
 
 def test_published_numbers_stand_beside_tickets_of_iterative_pruning_alone():
