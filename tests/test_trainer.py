@@ -384,6 +384,18 @@ def test_augmentation_that_cannot_be_is_refused(tmp_path, capsys):
         (['--aug-policy', 'bgcf', '--res', '16'], '21 px'), (['--res', '8'], '16 px')])
 
 
+def test_a_training_must_print_its_steps_which_diffaugment_alone_does_not_change(tmp_path, capsys):
+    for flags in ([], ['--aug', 'diffaug']):
+        args = parsed('sngan', '--steps', '70', *flags)
+        line = trainer.settings('sngan', args, torch.device('cpu'))
+        seen = 70 * args.batch * args.d_steps
+        assert f': 70 steps, in which D sees {seen:,} real images, ' in line
+        assert f'--aug {args.aug}' in line
+
+    train('sngan', tmp_path / 'run', '--steps', '1')
+    assert f'python generate.py {tmp_path}/run, which draws {tmp_path}/run/grid.png' in capsys.readouterr().out
+
+
 def test_check_data_draws_what_d_sees_of_the_users_own_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     drawn = []
