@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-import files
 import runs
 from paper import experiments
 

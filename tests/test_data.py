@@ -10,7 +10,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import pickle
 import re
 import resource
 import shutil
