@@ -677,8 +677,9 @@ def export(args, net, saved, names):
     about['inputs'] = [*inputs]
 
     program = torch.export.export(net, (*inputs.values(),), dynamic_shapes=shapes)
-    for node in program.graph.nodes:
-        node.meta.pop('stack_trace', None)                     # paths of this machine
+    for module in program.graph_module.modules():              # also the graphs inside the graph
+        for node in getattr(module, 'graph', torch.fx.Graph()).nodes:
+            node.meta.pop('stack_trace', None)                 # paths of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={'metadata.json': json.dumps(about, indent=1)})
     files.write(args.export, lambda tmp: pathlib.Path(tmp).write_bytes(buffer.getvalue()))
