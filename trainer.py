@@ -202,6 +202,9 @@ def check_sparse_flags(args, default):
     for name in ('mask', 'small_dense', 'transfer'):
         if getattr(args, name, None):
             cli.refuse(f'--dst {args.dst} makes masks of its own: leave out {cli.flag(args, name)}')
+    if args.dst != 'static' and args.dst_every >= args.steps:
+        cli.refuse(f'--dst {args.dst} moves no weight in {args.steps} steps, because its first move comes '
+                   f'after {args.dst_every}: give a smaller --dst-every, or --dst static')
 
 
 def check_training_flags(args):
@@ -739,7 +742,7 @@ def settings(model, args, device):
     """The settings of a training that people ask for first, as one line."""
     images_seen = args.steps * args.batch * args.d_steps
     methods = [f'--aug {args.aug}', f'--advaug {args.advaug}']
-    for name in ('lecam', 'mask', 'init_from', 'small_dense'):
+    for name in ('lecam', 'mask', 'dst', 'density', 'init_from', 'small_dense'):
         if getattr(args, name):
             methods.append(cli.flag(args, name))
     where = 'the CPU' if device.type == 'cpu' else str(device)

@@ -76,6 +76,15 @@ def test_a_seed_fixes_weights_subset_and_place():
     assert again == first != second
 
 
+@pytest.mark.parametrize('steps, kinds', [('1', ['static']), ('600', ['static', 'set', 'rigl'])])
+def test_the_sparse_rivals_of_a_ticket_are_as_sparse_as_it_and_leave_out_moves_that_never_come(steps, kinds):
+    found = [c.split() for _, _, c in rows('controls', '--scale', 'demo', '--steps', steps) if '--dst' in c]
+    assert [line[line.index('--dst') + 1] for line in found] == kinds
+    for script, *flags in found:
+        args = importlib.import_module(script).get_args(flags)         # exits 2 on moves that never come
+        assert args.density == pytest.approx(.8 ** 8, abs=1e-4)
+
+
 def steps_of(name, folder):
     """{the last part of --out: steps} of the trainings of an experiment, as published, below one folder."""
     found = {}

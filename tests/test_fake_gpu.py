@@ -127,11 +127,12 @@ def meta(monkeypatch):
 
 @pytest.fixture
 def unobserved(monkeypatch):
-    """Nothing is observed or saved: that reads numbers, as it may."""
+    """Nothing is observed, saved or moved to other masks: that reads numbers, as it may."""
     nothing = lambda *args, **kwargs: None            # noqa: E731
     monkeypatch.setattr(trainer.Observer, 'observe', nothing)
     monkeypatch.setattr(trainer.Observer, 'draw_grid', nothing)
     monkeypatch.setattr(loop.Run, 'save', nothing)
+    monkeypatch.setattr(trainer.Sparse, 'move', nothing)
 
 
 @pytest.fixture
@@ -151,12 +152,13 @@ def watched(monkeypatch):
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 ADA = ['--aug', 'ada', '--ada-p', '.5']
+RIGL = ['--dst', 'rigl', '--density', '.3', '--dst-every', '1', '--steps', '2']
 REGULARISED = ['--preset', 'large', '--res', '16', '--pl-every', '2', '--r1-every', '2']
 TRAININGS = [
     ('sngan', METHOD),
     ('biggan', [*METHOD, '--mirror']),
     ('stylegan2', METHOD),
-    slow('sngan', ['--dst', 'rigl', '--density', '.3', '--aug', 'apa', '--ada-p', '.5']),
+    slow('sngan', [*RIGL, '--aug', 'apa', '--ada-p', '.5']),
     slow('sngan', [*ADA, '--lecam', '.1', '--mirror', '--batch-gpu', '4']),
     slow('biggan', [*ADA, '--d-pass', 'separate', '--adv-noise', '.01', '--advaug', 'gd']),
     slow('stylegan2', [*REGULARISED, *ADA, '--cond', '--data', 'emoji', '--frac', '60']),
@@ -171,9 +173,9 @@ def test_no_step_waits_for_the_device_or_mixes_it_with_the_cpu(
         if name in flags and name in tiny:
             tiny = without(tiny, name)
     script = importlib.import_module(f'train_{model}')
-    args = script.get_args([*tiny, *flags, '--steps', '1', '--out', str(tmp_path / 'run')])
+    args = script.get_args([*tiny, '--steps', '1', *flags, '--out', str(tmp_path / 'run')])
     G, D = script.main(args)
-    assert watched == [1] and G.cuts and next(D.parameters()).device == META
+    assert watched == [*range(1, args.steps + 1)] and G.cuts and next(D.parameters()).device == META
 
 
 # ---- the memory of log lines, grids and updates

@@ -14,7 +14,7 @@ import prune
 import runs
 import trainer
 from helpers import TINY, equal, find, parsed, ranks, refused, train
-from models import sngan
+from models import sngan, stylegan2
 
 
 def convolutions():
@@ -46,8 +46,8 @@ def test_erk_shares_the_weights_as_its_formula_says_and_to_one_weight(density):
 def test_a_density_without_a_weight_for_each_tensor_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match='leaves 1 weights to 4 tensors'):
         prune.erk(prune.ones(convolutions()), 1 / 5000)
-    refused(capsys, lambda: train('sngan', tmp_path / 'r', '--steps', 1, '--dst', 'set', '--density', '1e-5'),
-            '--density', 'leaves')
+    flags = ['--steps', 1, '--dst', 'static', '--density', '1e-5']
+    refused(capsys, lambda: train('sngan', tmp_path / 'r', *flags), '--density', 'leaves')
     assert not os.path.exists(tmp_path / 'r/last.pt')
 
 
@@ -129,18 +129,26 @@ def dst(tmp_path, name, kind, *flags, steps=6):
 
 @pytest.mark.parametrize('kind', ['static', 'set', 'rigl'])
 def test_a_sparse_training_keeps_its_density_and_its_zeros(tmp_path, kind, monkeypatch):
-    moved = []
-    move = trainer.Sparse.move
+    moved, lefts = [], []
+    move, drop = trainer.Sparse.move, prune.drop
+
+    def dropped(*args):
+        lefts.append(drop(*args))
+        return lefts[-1]
 
     def watched(self, step):
         before = {name: mask.clone() for name, mask in self.G.masks.items()}
         w = self.G.w.clone()
         move(self, step)
         moved.append((step, prune.hamming(before, self.G.masks)))
-        for name, mask in self.G.masks.items():                # what comes back starts at 0
-            assert not self.G.net.get_parameter(name)[mask & ~before[name]].any()
-        assert (self.G.w != w).any()
+        at_once = 0
+        for name, mask in self.G.masks.items():                # what comes back starts at 0, also at once
+            back = mask & ~lefts[-1][name]
+            assert not self.G.net.get_parameter(name)[back].any()
+            at_once += int((back & before[name]).sum())
+        assert at_once and (self.G.w != w).any()
     monkeypatch.setattr(trainer.Sparse, 'move', watched)
+    monkeypatch.setattr(prune, 'drop', dropped)
 
     flags = [] if kind == 'static' else ['--dst-every', '2']
     run = dst(tmp_path, 'a', kind, *flags)
@@ -159,6 +167,32 @@ def test_a_sparse_training_keeps_its_density_and_its_zeros(tmp_path, kind, monke
 
 def loop_rng():
     return trainer.loop.rng(3, 'dst')
+
+
+def test_the_line_of_settings_must_say_how_sparse_a_rival_is():
+    args = parsed('sngan', '--dst', 'rigl', '--density', '.3', '--dst-every', '2', '--steps', '70')
+    assert '--dst rigl --density 0.3;' in trainer.settings('sngan', args, torch.device('cpu'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model, flags', [('biggan', []), ('stylegan2', ['--pl', '2', '--pl-every', '2'])])
+def test_all_networks_are_sparse_and_stylegan2_ranks_weights_as_they_act(tmp_path, model, flags, monkeypatch):
+    gains = []
+    drop = prune.drop
+
+    def watched(net, masks, count, factors):
+        gains.append(factors)
+        return drop(net, masks, count, factors)
+    monkeypatch.setattr(prune, 'drop', watched)
+
+    flags = [*flags, '--dst', 'rigl', '--density', '.3', '--dst-every', '2']
+    G, _ = train(model, tmp_path / 'a', '--steps', 5, *flags)
+    run = saved(tmp_path / 'a')
+    masks = run['masks']['G']
+    assert set(masks) == set(prune.prunable(G)) and prune.alive(masks) == int(.3 * prune.total(masks))
+    for weights in (run['G'], run['E'], run['opt']['G']['m'], run['opt']['G']['v']):
+        assert not any(weights[name][~mask].any() for name, mask in masks.items())
+    assert gains == 2 * [stylegan2.effective_gain(G) if model == 'stylegan2' else {}]
 
 
 def test_rigl_grows_where_the_gradient_is_largest_and_set_at_random(tmp_path, monkeypatch):
@@ -218,7 +252,7 @@ def stop_at_step_5(after_step):
 
 
 def test_other_files_show_the_sparsity(tmp_path):
-    dst(tmp_path, 'a', 'set', steps=2)
+    dst(tmp_path, 'a', 'set', '--dst-every', '1', steps=2)
     log = files.read_jsonl(tmp_path / 'a/log.jsonl')[-1]
     assert log['sparsity_G'] == pytest.approx(.7, abs=1e-3) and log['sparsity_D'] == 0
     assert runs.read_run(str(tmp_path / 'a'))['label'].startswith('SET 70.0')
@@ -229,17 +263,20 @@ def test_other_files_show_the_sparsity(tmp_path):
 
 def test_flags_that_do_nothing_or_contradict_are_refused(tmp_path, capsys):
     def call(*flags):
-        return lambda: train('sngan', tmp_path / 'r', '--steps', 1, *flags)
+        return lambda: train('sngan', tmp_path / 'r', '--steps', 9, *flags)
     refused(capsys, call('--density', '.3'), '--density 0.3 does nothing without --dst')
     refused(capsys, call('--dst-every', '9'), '--dst-every 9 does nothing without --dst')
     refused(capsys, call('--dst', 'rigl'), 'give --density')
     refused(capsys, call('--dst', 'static', '--density', '.3', '--dst-every', '9'), 'does nothing with --dst static')
     refused(capsys, call('--dst', 'set', '--density', '.3', '--mask', 't.pt'), 'leave out --mask t.pt')
     refused(capsys, call('--dst', 'set', '--density', '1'), '--density 1')
+    refused(capsys, call('--dst', 'set', '--density', '.3'), 'no weight in 9 steps', 'after 500')
+    refused(capsys, call('--dst', 'rigl', '--density', '.3', '--dst-every', '9'), 'no weight', 'after 9')
     refused(capsys, call('--aug', 'apa', '--aug-on', 'd'), 'does nothing with --aug apa')
     refused(capsys, call('--aug', 'apa', '--aug-policy', 'bgc'), 'does nothing with --aug apa')
     refused(capsys, call('--graph', '--aug', 'apa'), '--graph')
-    refused(capsys, lambda: find('sngan', tmp_path / 'f', '--steps', 1, '--dst', 'set', '--density', '.3'), '--dst set')
+    refused(capsys, lambda: find('sngan', tmp_path / 'f', '--steps', 1, '--dst', 'static', '--density', '.3'),
+            'masks of its own')
 
 
 SAY_MASKS = """
