@@ -188,6 +188,9 @@ def listening():
     def note(number, frame):
         cli.STOP.append(number)
         signal.signal(number, signal.SIG_DFL)
+        if cli.world()[0] == 0:
+            with contextlib.suppress(OSError):        # not print, which a handler may interrupt
+                os.write(1, b'\nstopping after this step; the same once more ends at once, without saving\n')
 
     old = {}
     for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):

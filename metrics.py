@@ -52,6 +52,7 @@ import struct
 import sys
 import time
 import tokenize
+import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -944,7 +945,10 @@ def extractor(features='auto', weights=None, device='cpu', resize='torch', bias=
     if wished:
         refuse(f'--features inception: {why}; {weights_remedy()}')
     if world()[0] == 0:
-        tell(f'scores are FD-effnet, not FID ({why}): for FID {weights_remedy()}')
+        if isinstance(why, urllib.error.URLError) and not isinstance(why, urllib.error.HTTPError):
+            why = 'there is no connection'
+        tell('scores are FD-effnet, not FID: the weights of the Inception are not on this machine, and could not '
+             f'be fetched ({why}); --features inception says what is needed')
     return EffNet(device)
 
 

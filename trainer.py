@@ -697,6 +697,8 @@ class Training:
         if self.run.step == 0:
             self.observer.draw_grid()
         self.observer.score_if_due()
+        self.run.say(f'training begins; a line follows after the first step, then every {self.args.log_every} '
+                     'steps or each minute')
 
     def after_d_update(self):
         """Move LeCam's anchors."""
@@ -954,7 +956,10 @@ class Observer:
         self.seen = {'train': self.watched(data.images, data.labels)}
         if data.holdout is not None:
             self.seen['held'] = self.watched(data.holdout, data.holdout_labels)
-        self.refs = self.references() if extractor else {}
+        self.refs = {}
+        if extractor:
+            job.run.say(f'features of {len(data.ref):,} reference images, for the scores')
+            self.refs = self.references()
 
     def watched(self, x, labels):
         """Up to 128 of the uint8 images x with their classes: what D is watched on."""
@@ -1064,6 +1069,7 @@ class Observer:
         """Score --eval-samples images, over --eval-repeats sets of z, into metrics.jsonl."""
         job, args = self.job, self.job.args
         net = self.settled(64)
+        job.run.say(f'scoring {args.eval_repeats} x {args.eval_samples:,} samples')
 
         def sampler(repeat):
             """batch(a, b) -> the uint8 images a ... b - 1 of a set of z."""

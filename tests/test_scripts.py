@@ -211,6 +211,14 @@ def test_a_signal_saves_and_exits_with_its_code_and_never_counts_as_finished(
     same_checkpoints(tmp_path, run)
 
 
+def test_what_takes_a_while_is_said_before_it_begins(tmp_path, capsys):
+    train(tmp_path / 'scored', '--steps', 1, *SCORE)
+    said = capsys.readouterr().out
+    places = [said.index(words) for words in (
+        'features of 20 reference images', 'training begins; ', 'step 1/1', 'scoring 1 x 12 samples')]
+    assert places == sorted(places)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_terminated_saves_and_exits_143(tmp_path):
     out = tmp_path / 'find'
@@ -220,6 +228,7 @@ def test_a_process_that_is_terminated_saves_and_exits_143(tmp_path):
     wait_for(out / 'round0/last.pt', p)
     p.send_signal(signal.SIGTERM)
     text = p.communicate(timeout=60)[0]
+    assert text.index('stopping after this step') < text.index('stopped at step')
     line = next(line for line in text.splitlines() if 'resume with: python ' in line)
     assert p.returncode == 143
     assert 'find_ticket.py sngan' in line and str(out) in line and '--restart' not in line

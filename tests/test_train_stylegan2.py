@@ -236,9 +236,9 @@ def test_seven_steps_equal_a_plain_loop_of_the_four_phases(tmp_path, monkeypatch
 def test_path_length_of_every_step_is_added_to_the_loss(tmp_path, monkeypatch):
     seen, update = [], flat.Flat.update
 
-    def spy(self, f, parts):
+    def spy(self, f, parts, keep=False):
         seen.append(f.__name__)
-        update(self, f, parts)
+        update(self, f, parts, keep)
     monkeypatch.setattr(flat.Flat, 'update', spy)
     for advaug in ('none', 'g'):
         flags = ['--pl', 2, '--pl-every', 1, '--r1-every', 1, '--steps', 2, '--advaug', advaug]
