@@ -75,10 +75,10 @@ tests() {
     [ $# = 0 ] || exec "$PY" -m pytest -q -m "$marker" "$@"
 
     # Two files at a time, the largest first. Code 5: every test of a file is slow.
-    ls -S tests/test_*.py | xargs -P 2 -I {} sh -c '
-        said=$("$0" -m pytest -q -p no:cacheprovider -m "$1" {} 2>&1)
+    ls -S tests/test_*.py | xargs -P 2 -n 1 sh -c '
+        said=$("$0" -m pytest -q -p no:cacheprovider -m "$1" "$2" 2>&1)
         code=$?
-        echo "{}: $said"
+        echo "$2: $said"
         [ "$1" ] && [ $code = 5 ] && exit 0
         exit $code' "$PY" "$marker"
 }

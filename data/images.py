@@ -474,6 +474,16 @@ def resize_bicubic(x, res):
     return torch.cat(resized)
 
 
+def other_files(dataset, root):
+    """The files of one of torchvision's CIFAR classes that lie in --root with another checksum than its own."""
+    from torchvision.datasets.utils import check_integrity
+    parts = [*dataset.train_list, *dataset.test_list, (dataset.meta['filename'], dataset.meta['md5'])]
+    checksums = {os.path.join(root, dataset.filename): dataset.tgz_md5}
+    for name, md5 in parts:
+        checksums[os.path.join(root, dataset.base_folder, name)] = md5
+    return [path for path, md5 in checksums.items() if os.path.exists(path) and not check_integrity(path, md5)]
+
+
 def read_cifar(name, root, res):
     """CIFAR-10 or CIFAR-100 by torchvision, from --root; rank 0 downloads it if it is not there."""
     import torchvision
@@ -485,6 +495,10 @@ def read_cifar(name, root, res):
         train = dataset(root, train=True)
         test = dataset(root, train=False)
     except (OSError, RuntimeError) as e:
+        other = other_files(dataset, root)
+        if other:
+            refuse(f'--data {name}: {other[0]} is another file than that of {dataset.url}, by its checksum: '
+                   'remove it, and put that one there')
         refuse(f'--data {name} is not in --root {root} and cannot be fetched ({e}): put {dataset.filename} '
                f'from {dataset.url} there, or unpack it to {os.path.join(root, dataset.base_folder)}')
 

@@ -233,6 +233,19 @@ def test_cifar_comes_from_its_python_batches(name, tmp_path, monkeypatch):
     assert (d.images[0].numpy() == np.arange(3072).reshape(3, 32, 32).astype(np.uint8)).all()
 
 
+def test_a_cifar_file_of_another_checksum_is_named_and_not_called_missing(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        kind = write_cifar('cifar10', tmp_path, patch)         # its sums are not those of the real files
+
+    def no_connection(self):
+        raise OSError('no connection')
+    monkeypatch.setattr(kind, 'download', no_connection)
+    refused(capsys, lambda: images.load('cifar10', root=str(tmp_path)), 'data_batch_1', 'checksum')
+    for file in (tmp_path / kind.base_folder).iterdir():
+        file.unlink()
+    refused(capsys, lambda: images.load('cifar10', root=str(tmp_path)), 'cannot be fetched (no connection)')
+
+
 def test_batches_are_in_range_flipped_where_asked_and_come_back_as_they_were():
     from metrics import to_uint8
     x = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
