@@ -504,8 +504,8 @@ def draw_scores(path):
 
 
 def draw_differences(path):
-    """Write the paired differences of the questions that the paper answers, with the paper's beside."""
-    rows = [row for row in ROWS if row.question in '1245' and len(differences(row)) > 1][::-1]
+    """Write the paired differences of all rows, with the paper's beside those of questions 1 and 2."""
+    rows = [row for row in ROWS if len(differences(row)) > 1][::-1]
     fig, ax = new_figure(7, 1.2 + .3 * len(rows))
     for y, row in enumerate(rows):
         d = differences(row)
@@ -514,10 +514,12 @@ def draw_differences(path):
         ax.plot(d, [y] * len(d), '|', color='grey', markersize=9)
         if row.question in '12' and row.name in PAPER:
             ax.plot(PAPER[row.name][0], y, 'D', color='#D55E00')
-    ax.plot([], [], 'o', color='black', label='here: mean over seeds, 95 %')
-    ax.plot([], [], 'D', color='#D55E00', label='the paper, another model and data')
+    ax.plot([], [], 'o', color='black', label='mean over seeds, 95 %')
+    ax.plot([], [], '|', color='grey', label='one seed')
+    if any(row.question in '12' for row in rows):
+        ax.plot([], [], 'D', color='#D55E00', label='the paper, another model and data')
     ax.axvline(0, color='grey', linewidth=.8)
-    ax.set_yticks(range(len(rows)), [f'{row.name}\nagainst {row.base}' for row in rows], fontsize=7)
+    ax.set_yticks(range(len(rows)), [f'{row.place}: {row.name}\nagainst {row.base}' for row in rows], fontsize=7)
     ax.set_xlabel('difference in %, lower is better')
     ax.legend(fontsize=7, frameon=False)
     fig.savefig(path, dpi=150, bbox_inches='tight')
@@ -530,11 +532,12 @@ def page():
         lines += table(question)
         if question == '1':
             lines += [*equal_compute(), '']
-    if CAN_DRAW:
+    if CAN_DRAW and any(final(row) for row in ROWS if row.question in '12'):
         draw_scores(f'{ROOT}/docs/evidence-scores.png')
+        lines += ['![Scores over training](docs/evidence-scores.png)', '']
+    if CAN_DRAW and any(len(differences(row)) > 1 for row in ROWS):
         draw_differences(f'{ROOT}/docs/evidence-differences.png')
-        lines += ['![Scores over training](docs/evidence-scores.png)', '',
-                  '![Paired differences](docs/evidence-differences.png)', '']
+        lines += ['![Paired differences](docs/evidence-differences.png)', '']
     failed = files.read_jsonl(f'{ROOT}/results/failed.jsonl')
     lines.append(f'Trainings that failed: {len(failed)}.')
 
