@@ -230,7 +230,7 @@ def peaks(monkeypatch, tmp_path, model, *flags):
     monkeypatch.setattr(script, 'build', lambda args: trainer.without_weights(build, args))
     monkeypatch.setattr(trainer, 'load_data', images_of)
     monkeypatch.setattr(trainer, 'memory_is_short', lambda job: True)
-    monkeypatch.setattr(flat.Flat, 'update', lambda *args: None)
+    monkeypatch.setattr(flat.Flat, 'update', lambda *args, **flags: None)
     monkeypatch.setattr(flat.Flat, 'first_bad', lambda *args: None)
     monkeypatch.setattr(loop.Run, 'save', lambda *args, **kwargs: None)
     script.main(script.get_args([*flags, '--steps', '1', '--metrics', 'none', '--out', str(tmp_path / 'run')]))
