@@ -43,6 +43,7 @@ import glob
 import importlib
 import os
 import re
+import shlex
 import shutil
 
 import torch
@@ -100,6 +101,14 @@ def missing(args):
 def ticket_path(args, k):
     """The file of the ticket of round k."""
     return f'{args.out}/ticket{k}.pt'
+
+
+def training(args):
+    """The command of Algorithm 2 on the ticket, on the images that it was found on."""
+    words = ['--data', args.flags.data, '--mask', args.ticket, '--advaug', 'gd']
+    for name in ('frac', 'data_seed'):
+        words += cli.flag(args.flags, name).split()
+    return f'python train_{args.model}.py {shlex.join(words)}'
 
 
 def save_dense_ticket(args, nets):
@@ -560,7 +569,7 @@ def main(args):
     last = ticket_path(args, args.rounds)
     if cli.world()[0] == 0:
         files.write(args.ticket, functools.partial(shutil.copyfile, last))
-    cli.say(f'{args.ticket}: ticket of round {args.rounds}, {last}')
+    cli.say(f'{args.ticket}: ticket of round {args.rounds}, {last}.  Next: {training(args)}')
     return last
 
 

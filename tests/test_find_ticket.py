@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -324,6 +325,17 @@ def test_a_finding_replaces_its_own_ticket_and_never_that_of_another(tmp_path, c
     before = (tmp_path / 't.pt').read_bytes()
     refused(capsys, lambda: call('b', '--rounds', 1), 't.pt is the ticket of another finding', 'sngan', 'round 2')
     assert (tmp_path / 't.pt').read_bytes() == before and not os.path.exists(tmp_path / 'b')
+
+
+def test_the_last_line_of_a_finding_is_a_command_that_trains_its_ticket(tmp_path, capsys):
+    ticket = str(tmp_path / 'a ticket.pt')
+    find(tmp_path / 'a', '--method', 'random', '--steps', 1, '--rounds', 1, '--ticket', ticket)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split('Next: ')[1])
+    assert command[:2] == ['python', 'train_sngan.py']
+    args = train_sngan.get_args(command[2:])
+    found = torch.load(ticket, weights_only=True)['args']
+    assert (args.mask, args.advaug) == (ticket, 'gd')
+    assert [args.data, args.frac, args.data_seed] == [found['data'], found['frac'], found['data_seed']]
 
 
 def test_a_finding_says_how_many_trainings_it_takes(tmp_path, capsys):
