@@ -484,6 +484,14 @@ def other_files(dataset, root):
     return [path for path, md5 in checksums.items() if os.path.exists(path) and not check_integrity(path, md5)]
 
 
+def why_not(error):
+    """The words of an error of a download; those of a connection that failed without urllib's brackets."""
+    reason = getattr(error, 'reason', None)
+    if isinstance(reason, OSError):
+        return f'no connection: {reason.strerror or reason}'
+    return str(error)
+
+
 def read_cifar(name, root, res):
     """CIFAR-10 or CIFAR-100 by torchvision, from --root; rank 0 downloads it if it is not there."""
     import torchvision
@@ -499,8 +507,8 @@ def read_cifar(name, root, res):
         if other:
             refuse(f'--data {name}: {other[0]} is another file than that of {dataset.url}, by its checksum: '
                    'remove it, and put that one there')
-        refuse(f'--data {name} is not in --root {root} and cannot be fetched ({e}): put {dataset.filename} '
-               f'from {dataset.url} there, or unpack it to {os.path.join(root, dataset.base_folder)}')
+        refuse(f'--data {name} is not in --root {root} and cannot be fetched ({why_not(e)}): put '
+               f'{dataset.filename} from {dataset.url} there, or unpack it to {os.path.join(root, dataset.base_folder)}')
 
     def as_split(part):
         x = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()  # [N, 3, 32, 32]

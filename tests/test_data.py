@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import zipfile
 import zlib
 from collections import defaultdict
@@ -27,6 +28,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+import torchvision
 from fault_inputs import CENTRAL, DATASET_JSONS, class_folders, damaged_json, good_picture
 from helpers import HOSTILE, fake_ghostscript, hostile_file, photos, refused, write_cifar
 from PIL import Image
@@ -244,6 +246,14 @@ def test_a_cifar_file_of_another_checksum_is_named_and_not_called_missing(tmp_pa
     for file in (tmp_path / kind.base_folder).iterdir():
         file.unlink()
     refused(capsys, lambda: images.load('cifar10', root=str(tmp_path)), 'cannot be fetched (no connection)')
+
+
+def test_a_failed_connection_is_said_without_brackets(tmp_path, monkeypatch, capsys):
+    def no_connection(self):
+        raise urllib.error.URLError(OSError(-2, 'Name or service not known'))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, 'download', no_connection)
+    refused(capsys, lambda: images.load('cifar10', root=str(tmp_path)),
+            'cannot be fetched (no connection: Name or service not known): put cifar-10-python.tar.gz from')
 
 
 def test_batches_are_in_range_flipped_where_asked_and_come_back_as_they_were():
