@@ -561,6 +561,8 @@ def main(argv=None):
         error = f'{args.snapshot}: {e}: not read'
     except OSError as e:
         error = f'{e.filename or args.out}: {e.strerror}'
+        if not os.path.exists(args.snapshot):
+            error += '; NVIDIA lists its snapshots at https://github.com/NVlabs/stylegan2-ada-pytorch'
     except RuntimeError as e:                                  # torch hides the error of the disk behind its own
         error = f'{args.out}: {e.__context__ or e}'
     finally:

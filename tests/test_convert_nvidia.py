@@ -499,6 +499,8 @@ def test_what_is_not_there_or_cannot_be_written_is_one_sentence(tmp_path, capsys
             convert.main(argv)
         error = capsys.readouterr().err
         assert e.value.code == 2 and error.startswith(f'error: {tmp_path}') and error.count('\n') == 1
+        missing = argv[0].endswith('none.pkl')
+        assert ('github.com/NVlabs' in error) == missing       # where the snapshots are
     assert sorted(os.listdir(tmp_path)) == ['in.pkl', 'pipe']
 
 
